@@ -24,7 +24,7 @@ from configs import __version__, options
 from configs.errors import UserError
 
 # Named in the result if the command used them; asking must not import them.
-LIBRARIES = tuple("numpy tensorflow keras tokenizers safetensors onnx onnxruntime tensorrt tensorrt_rtx triton".split())
+LIBRARIES = ("numpy", "tensorflow", "keras", "tokenizers", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "triton")
 
 
 def run(command: str, config_class: type, main: Callable[[Any], dict[str, Any] | None]) -> None:

@@ -55,11 +55,11 @@ def reader(base: type) -> Callable[[str], Any]:
 class Switch(argparse.Action):
     """`--x`, `--x VALUE` and `--no-x` in one: the bare flag means `bare`, the negated one `off`."""
 
-    def __init__(self, option_strings, dest, bare=True, off=False, required=False, **kept):
+    def __init__(self, option_strings, dest, bare=True, off=False, nargs="?", **kept):
         self.bare, self.off = bare, off
         self.negatives = ["--no-" + option[2:] for option in option_strings if option.startswith("--")]
         # argparse's own `const` stays None, so that --no-x can tell "no value given" from a value.
-        super().__init__([*option_strings, *self.negatives], dest, nargs="?", required=required, **kept)
+        super().__init__([*option_strings, *self.negatives], dest, nargs=nargs, **kept)
 
     def __call__(self, parser, namespace, values, option_string=None):
         if option_string in self.negatives:

@@ -143,21 +143,20 @@ def check(where: str, value: Any, kind: Any, about: Setting) -> Any:
         return tuple(check(where, item, base, about) for item in value)
     if base is float and type(value) is int:
         value = float(value)
-    if type(value) is not base:  # exactly: True is no 1, and 2.0 epochs' worth of layers is no 2
+    if type(value) is not base:  # exactly: True is not 1, and 2.0 layers are not 2
         raise UsageError(f"{where} takes {our.WORDS[base]}; got {value!r}")
     if about.choices and value not in about.choices:
         near = our.nearest(str(value), about.choices)
         raise UsageError(f"{where} takes {our.listed(about.choices)}; got {value!r}{near}")
-    if base is float and not math.isfinite(value):
+    number: Any = value
+    if base is float and not math.isfinite(number):
         raise UsageError(f"{where} takes a finite number; got {value}")
-    if base is not str:
-        for wrong, bound, words in [
-            (about.above is not None and value <= about.above, about.above, "more than"),
-            (about.least is not None and value < about.least, about.least, "at least"),
-            (about.most is not None and value > about.most, about.most, "at most"),
-        ]:
-            if wrong:
-                raise UsageError(f"{where} must be {words} {bound}; got {value}")
+    if about.above is not None and number <= about.above:
+        raise UsageError(f"{where} must be more than {about.above}; got {value}")
+    if about.least is not None and number < about.least:
+        raise UsageError(f"{where} must be at least {about.least}; got {value}")
+    if about.most is not None and number > about.most:
+        raise UsageError(f"{where} must be at most {about.most}; got {value}")
     return value
 
 
@@ -204,7 +203,8 @@ def _anatomy(kind: Any) -> tuple[type, bool, bool]:
     arms = list(typing.get_args(kind)) if isinstance(kind, types.UnionType) else [kind]
     optional = types.NoneType in arms
     arms = [arm for arm in arms if arm is not types.NoneType]
-    base, many = (arms[0], False) if len(arms) == 1 else (None, False)
+    base: Any = arms[0] if len(arms) == 1 else None
+    many = False
     if typing.get_origin(base) is tuple and typing.get_args(base)[1:] == (...,):
         base, many = typing.get_args(base)[0], True
     if base not in our.WORDS:
@@ -219,7 +219,9 @@ def _form(config_class: type, kinds: dict, values: dict[str, Any]) -> type:
     field's argparse arguments, because those simple-parsing would choose read a bare `--limit` as None.
     """
     recipe = {"default": None, "nargs": None, "metavar": "NAME"}
-    fields = [("config", Any, simple_parsing.field(**recipe, help="a recipe in configs/ by name, or a TOML file"))]
+    fields: list[tuple[str, Any, Any]] = [
+        ("config", Any, simple_parsing.field(**recipe, help="a recipe in configs/ by name, or a TOML file"))
+    ]
     for field in dataclasses.fields(config_class):
         base, _, many = _anatomy(kinds[field.name])
         default = values.get(field.name, field.default)
