@@ -1,4 +1,4 @@
-"""Logits to answers: the best allowed span over all windows of a question, cut out of the original context by its offsets."""
+"""Logits to answers: the best allowed span over all windows of a question, cut out of the original context."""
 
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -31,14 +31,14 @@ def best_answers(
     best: int = 20,
     max_answer_tokens: int = 30,
 ) -> dict[str, Prediction]:
-    """One prediction a question; start_logits[row] and end_logits[row] float [length of window row] (padding beyond it is ignored).
+    """One prediction a question; start_logits[row], end_logits[row] are float [length of window `row`], padding ignored.
 
-    Of the `best` starts and `best` ends of a window those pairs count whose tokens are both in the context, whose start has its
-    maximum context in this window, and which have 1 to `max_answer_tokens` tokens.
+    Of the `best` starts and `best` ends of a window those pairs count whose tokens are both in the context, whose start
+    has its maximum context in this window, and which have 1 to `max_answer_tokens` tokens.
     """
     if not len(start_logits) == len(end_logits) == len(features):
         raise ValueError(
-            f"{len(start_logits)} start and {len(end_logits)} end logits for {len(features)} windows; one each is needed"
+            f"{len(start_logits)} start and {len(end_logits)} end logits for {len(features)} windows; give one each"
         )
     if features.examples != [e.id for e in dataset.examples]:
         raise ValueError("the features belong to another data set; make them from this one")
@@ -82,7 +82,10 @@ def texts(predictions: Mapping[str, Prediction], threshold: float | None = None)
 def _best_span(
     start: np.ndarray, end: np.ndarray, shift: int, max_context: np.ndarray, best: int, most_tokens: int
 ) -> tuple[float, int, int]:
-    """(score, first, last) in context tokens of the window, whose token 0 stands at position `shift`; score NOTHING if none is allowed."""
+    """(score, first, last): the best span in context tokens of the window, whose first one stands at position `shift`.
+
+    The score is NOTHING if no span is allowed.
+    """
     starts = np.argsort(-start, kind="stable")[:best] - shift  # [best]
     ends = np.argsort(-end, kind="stable")[:best] - shift
     starts = starts[(starts >= 0) & (starts < len(max_context))]

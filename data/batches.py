@@ -1,6 +1,7 @@
 """Windows in batches of like length, so that little padding is computed; the only TensorFlow file in data/.
 
-The plan of an epoch is a numpy function of seed and epoch: going on after a stop is an index into it, not a saved tf.data state.
+The plan of an epoch is a numpy function of seed and epoch: going on after a stop is an index into it, not a saved
+tf.data state.
 """
 
 from collections.abc import Iterator, Sequence
@@ -48,7 +49,7 @@ def edges(lengths: np.ndarray, most: int = 4, multiple: int = 32, window: int = 
 def plan(
     lengths: np.ndarray, batch_size: int, edges: Sequence[int], seed: int = 0, epoch: int = 0, *, shuffle: bool = True
 ) -> Plan:
-    """Every window once, in ceil(W / batch_size) batches of one padded length each; only the last batch may be partly -1.
+    """Every window once, in ceil(W / batch_size) batches of one padded length each; only the last may be partly -1.
 
     What does not fill a batch of its bucket moves up to the next longer one. `shuffle=False` keeps short before long.
     """
@@ -57,7 +58,7 @@ def plan(
         raise UserError(f"batch size {batch_size} is not possible; it must be at least 1")
     if len(lengths) and lengths.max() > max(edges):
         raise ValueError(
-            f"a window has {lengths.max()} tokens, the longest edge is {max(edges)}; compute the edges from these lengths"
+            f"a window has {lengths.max()} tokens, the longest edge is {max(edges)}; make the edges from these lengths"
         )
     random = np.random.default_rng([seed % 2**63, epoch])
     order = random.permutation(len(lengths)) if shuffle else np.argsort(lengths, kind="stable")

@@ -1,6 +1,7 @@
 """Examples to windows of token ids, stored once as flat arrays and put together into a padded batch when it is needed.
 
-A context's tokens are stored once however many questions and windows use them, so 100,000 questions need a few hundred megabytes.
+A context's tokens are stored once however many questions and windows use them, so 100,000 questions need a few hundred
+megabytes.
 """
 
 import hashlib
@@ -20,12 +21,16 @@ from data.tokenize import Tokenizer
 from data.windows import SPECIAL_TOKENS, FeatureOptions, answer_tokens, cut, label, max_context
 
 __all__ = ["FeatureOptions", "Features", "featurise"]
+DEFAULT = FeatureOptions()
 FORMAT = 1  # raise it when the meaning of an array changes: it is part of the cache's key
 
 
 @dataclass(frozen=True)
 class Features:
-    """Q examples, C distinct contexts, W windows. Ragged arrays come with a start array: item i is start[i] to start[i + 1]."""
+    """Q examples, C distinct contexts, W windows.
+
+    Ragged arrays come with a start array: item i is start[i] to start[i + 1].
+    """
 
     examples: list[str]  # ids, in the data set's order
     question_tokens: np.ndarray  # int32, already truncated
@@ -95,13 +100,13 @@ class Features:
 def featurise(
     dataset: Dataset,
     tokenizer: Tokenizer,
-    options: FeatureOptions = FeatureOptions(),
+    options: FeatureOptions = DEFAULT,
     cache_dir: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Features:
-    """Tokenises and cuts the data set; with `cache_dir` the result is kept there under a hash of all that it depends on.
+    """Tokenises and cuts the data set; with `cache_dir` the result is kept there, named by a hash of all it depends on.
 
-    `progress(done, total)` counts texts. The tokenizers library uses all cores itself (TOKENIZERS_PARALLELISM turns that off).
+    `progress(done, total)` counts texts. The tokenizers library uses all cores by itself.
     """
     options.check()
     folder = Path(cache_dir) / f"features-{_key(dataset, tokenizer, options)}" if cache_dir else None
@@ -151,7 +156,7 @@ def _compute(dataset: Dataset, tokenizer: Tokenizer, options: FeatureOptions, pr
 
 
 def _key(dataset: Dataset, tokenizer: Tokenizer, options: FeatureOptions) -> str:
-    """A hash of everything that the arrays depend on: the texts, answers, vocabulary, options and this code's format."""
+    """A hash of all that the arrays depend on: texts, answers, vocabulary, options and this code's format."""
     settings = [FORMAT, options.window, options.stride, options.query, tokenizer.config()]
     digest = hashlib.sha256(json.dumps(settings).encode())
     digest.update(tokenizer.vocab_file.read_bytes())
@@ -172,7 +177,7 @@ def _load(folder: Path) -> dict[str, np.ndarray] | None:
 
 
 def _save(folder: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Writes beside the goal and renames: a reader sees all of it or nothing. A full disk costs the cache, not the run."""
+    """Writes elsewhere and renames: a reader sees all or nothing. A full disk costs the cache, not the run."""
     scratch = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""Exact match and F1 as the official SQuAD scripts compute them, versions 1.1 and 2.0, and the best no-answer threshold.
+"""Exact match and F1 as the official SQuAD scripts compute them, and the best no-answer threshold.
 
-The two versions differ where it is easy to miss: 1.1 counts a missing prediction as wrong, 2.0 leaves it out; 1.1 gives F1 0 when
-nothing is left of both sides after normalising, 2.0 gives 1. All scores are percentages.
+Versions 1.1 and 2.0 differ where it is easy to miss: 1.1 counts a missing prediction as wrong, 2.0 leaves it out; 1.1
+gives F1 0 when nothing is left of both sides after normalising, 2.0 gives 1. All scores are percentages.
 """
 
 import re
@@ -17,7 +17,7 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
 def normalise(text: str) -> str:
-    """Lower case, then no punctuation, then no articles, then single spaces; the order matters ("a.n." becomes "an" and goes)."""
+    """Lower case, no punctuation, no articles, single spaces, in this order ("A.N." becomes "an" and goes)."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
@@ -41,8 +41,8 @@ def best_threshold(
 ) -> dict[str, float]:
     """The no-answer threshold with the best F1, and that F1; "exact" is the exact match at the same threshold.
 
-    `texts` are the answers before any threshold. {"threshold", "exact", "f1"} and {"best_exact", "best_exact_threshold"}, for which
-    exact match was maximised on its own. As in the official script, answers win at a threshold equal to their score.
+    `texts` are the answers before any threshold. {"threshold", "exact", "f1"}, and with exact match maximised on its own
+    {"best_exact", "best_exact_threshold"}. Like in the official script, a score equal to the threshold still answers.
     """
     scores = score_each(dataset, texts)
     if missing := [name for name in scores if name not in no_answer_scores]:
@@ -105,10 +105,14 @@ def _mean(scores: Mapping[str, tuple[float, float]], total: int) -> dict[str, fl
 def _search(
     dataset: Dataset, texts: Mapping[str, str], no_answer_scores: Mapping[str, float], scores: Mapping[str, float]
 ) -> tuple[float, float]:
-    """(best score in percent, threshold): answers are let through one by one, the surest first, from "never answer" at 0.0 on."""
+    """(best score in percent, threshold): from "never answer" on, answers are let through one by one, the surest first.
+
+    Where never answering is best the official script says 0.0, which is right for probabilities alone: ours is below
+    every score then.
+    """
     has_answer = {e.id: bool(e.answers) for e in dataset.examples}
     current = best = float(sum(not has for has in has_answer.values()))
-    threshold = 0.0
+    threshold = min([0.0] + [score - 1.0 for score in no_answer_scores.values() if score <= 0])
     for name in sorted(no_answer_scores, key=lambda name: no_answer_scores[name]):
         if name not in scores:
             continue

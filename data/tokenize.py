@@ -66,7 +66,8 @@ class Tokenizer:
     def encode_flat(self, texts: list[str], progress=None) -> Pieces:
         """The same tokens as arrays, many times faster on much text: every distinct word is cut only once.
 
-        BERT's rules never look across a space, so a text's tokens are those of its words. `progress` gets the number of texts done.
+        BERT's rules never look across a space, so a text's tokens are those of its words. `progress` gets the number of
+        texts done.
         """
         words: dict[str, int] = {}  # word -> its row in the tables below
         ids = np.zeros(0, np.int32)  # the tokens of all distinct words in a row
@@ -105,9 +106,7 @@ def read_vocabulary(path: Path) -> list[str]:
     if not path.is_file():
         raise UserError(f"vocabulary {path} is missing; it stands beside the weights of a BERT checkpoint as vocab.txt")
     if path.stat().st_size > MOST_BYTES:
-        raise UserError(
-            f"vocabulary {path} has {path.stat().st_size:,} bytes; a vocab.txt has one word piece a line, at most 64 MiB"
-        )
+        raise UserError(f"vocabulary {path} has {path.stat().st_size:,} bytes; a vocab.txt has one word piece a line")
     try:
         lines = path.read_bytes().decode("utf-8").split("\n")  # not splitlines(): pieces may be exotic line separators
     except UnicodeDecodeError as error:

@@ -25,8 +25,8 @@ class FeatureOptions:
             raise UserError(f"stride {self.stride} and query {self.query} must be at least 1 token")
         if self.window < self.query + SPECIAL_TOKENS + 1:
             raise UserError(
-                f"window {self.window} is too small for a question of up to {self.query} tokens, {SPECIAL_TOKENS} special ones "
-                f"and a piece of context; make the window at least {self.query + SPECIAL_TOKENS + 1} or the query smaller"
+                f"window {self.window} is too small for a question of up to {self.query} tokens, {SPECIAL_TOKENS} "
+                f"special ones and a piece of context; make window at least {self.query + SPECIAL_TOKENS + 1}, or query smaller"
             )
 
 
@@ -50,7 +50,8 @@ def answer_tokens(
 ) -> tuple[np.ndarray, np.ndarray]:
     """First and last context token of each example's answer, given as characters begin (inclusive) to end (exclusive).
 
-    The first token that reaches past `begin`, the last one that starts before `end`; (-1, -1) where begin < 0 or no token lies there.
+    The first token that reaches past `begin`, the last one that starts before `end`; (-1, -1) where begin < 0 or where
+    no token lies.
     """
     if not len(offsets):
         return np.full(len(begin), -1), np.full(len(begin), -1)
@@ -71,7 +72,7 @@ def answer_tokens(
 def label(
     first: np.ndarray, count: np.ndarray, query_length: np.ndarray, answer_first: np.ndarray, answer_last: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Answer positions inside each window (all arguments [W]); (0, 0), which is [CLS], unless the window holds the whole answer."""
+    """Answer positions in each window; (0, 0), which is [CLS], unless it holds the whole answer. All arguments [W]."""
     inside = (answer_first >= first) & (answer_last < first + count) & (answer_first >= 0)
     shift = query_length + 2 - first
     start = np.where(inside, answer_first + shift, 0).astype(np.int32)
@@ -79,10 +80,10 @@ def label(
 
 
 def max_context(first: np.ndarray, count: np.ndarray, this: int) -> np.ndarray:
-    """For window `this` among the windows of one example: True for the tokens that no other window shows with more context.
+    """Among the windows of one example: True for the tokens that no window shows with more context than window `this`.
 
-    first and count [windows]; returns bool [count[this]]. A token's context is the smaller of its distances to the window's two
-    ends, plus a hundredth of the window's length; the first window wins a tie.
+    first and count [windows]; returns bool [count[this]]. A token's context is the smaller of its distances to the
+    window's two ends, plus a hundredth of the window's length; the first window wins a tie.
     """
     begin, end = first[this], first[this] + count[this]
     near = np.flatnonzero((first < end) & (first + count > begin))  # the windows that share a token with this one

@@ -1,0 +1,110 @@
+"""Where SQuAD comes from: a JSON file, packed or not, the built-in set, tensorflow-datasets; all as the JSON dictionary.
+
+Nothing here trusts what it reads: sizes are bounded, nothing is executed, and every failure says what to do.
+"""
+
+import gzip
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+from configs.errors import UserError
+
+MOST_BYTES = 2 * 1024**3  # of JSON after decompression; the official SQuAD files have 40 MB
+MOST_RATIO = 200  # decompressed to compressed size; English JSON has 4, a bomb has 1,000
+RATIO_FROM_BYTES = 64 * 1024**2  # below this size no ratio is suspicious
+NEEDED = (
+    'SQuAD is {"version": "1.1", "data": [{"title", "paragraphs": '
+    '[{"context", "qas": [{"id", "question", "answers": [{"text", "answer_start"}]}]}]}]}'
+)
+BUILTIN_PARTS = ("train", "dev-facts", "dev-patterns", "dev-handwritten")
+
+
+def from_file(path: Path) -> Any:
+    if not path.is_file():
+        kind = "a folder" if path.is_dir() else "missing"
+        raise UserError(
+            f"data file {path} is {kind}; give a SQuAD .json or .json.gz, tfds:squad, tfds:squad/v2.0 or builtin:train"
+        )
+    try:
+        text = _bytes(path).decode("utf-8-sig")
+        return json.loads(text)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: byte {error.start} is not UTF-8; SQuAD files are UTF-8 JSON, convert it") from error
+    except json.JSONDecodeError as error:
+        near_end = error.pos >= len(error.doc.rstrip()) - 1 or "Unterminated" in error.msg
+        hint = "it looks cut off, fetch it again" if near_end else "it is not JSON there"
+        raise UserError(
+            f"{path}: {error.msg} at line {error.lineno}, column {error.colno} of {len(error.doc)} characters; {hint}"
+        ) from error
+    except RecursionError as error:
+        raise UserError(f"{path}: nested too deeply to be SQuAD; {NEEDED}") from error
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(f"{path}: broken gzip ({error}); it looks cut off or is not gzip, fetch it again") from error
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror or error}); check the file and its permissions"
+        ) from error
+
+
+def _bytes(path: Path) -> bytearray:
+    """The file's content, decompressed if it is gzip (by its first bytes, not its name), never above MOST_BYTES."""
+    size = path.stat().st_size
+    with path.open("rb") as raw:
+        packed = raw.read(2) == b"\x1f\x8b" or path.suffix == ".gz"
+        raw.seek(0)
+        stream = gzip.GzipFile(fileobj=raw) if packed else raw
+        content = bytearray()
+        while block := stream.read(1 << 20):
+            content += block
+            if len(content) > MOST_BYTES:
+                raise UserError(f"{path}: more than {MOST_BYTES:,} bytes of JSON; split it")
+            if packed and len(content) > max(RATIO_FROM_BYTES, MOST_RATIO * size):
+                raise UserError(
+                    f"{path}: {size:,} bytes unpack to more than {len(content):,}; this is no SQuAD file, refused"
+                )
+    return content
+
+
+def from_builtin(part: str, limit: int | None) -> Any:
+    if part not in BUILTIN_PARTS:
+        raise UserError(f"no built-in data {part!r}; choose builtin: and one of {', '.join(BUILTIN_PARTS)}")
+    from data.builtin import load
+
+    return load(part, count=limit) if part == "train" and limit else load(part)
+
+
+def from_tfds(name: str, split: str) -> Any:
+    """tensorflow-datasets as the JSON's dictionary; it is imported here alone, since it brings TensorFlow along."""
+    configs = {"squad": "squad", "squad/v1.1": "squad", "squad/v2.0": "squad/v2.0"}
+    splits = {"train": "train", "dev": "validation", "validation": "validation"}
+    if name not in configs or split not in splits:
+        raise UserError(
+            f"tfds:{name} (split {split!r}) is not known; use tfds:squad or tfds:squad/v2.0 with split train or dev"
+        )
+    instead = "download a SQuAD JSON on another machine and give its path instead"
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise UserError(
+            f"tfds:{name} needs the package tensorflow-datasets ({error}); install it, or {instead}"
+        ) from error
+    try:
+        rows = list(tfds.as_numpy(tfds.load(configs[name], split=splits[split])))
+    except Exception as error:  # tfds raises whatever its downloader does
+        first_line = (str(error).strip().splitlines() or [""])[0]
+        raise UserError(
+            f"tfds:{name} could not be fetched ({type(error).__name__}: {first_line[:200]}); "
+            f"check the network, or {instead}"
+        ) from error
+    paragraphs = []
+    for row in rows:
+        texts, starts = row["answers"]["text"], row["answers"]["answer_start"]
+        answers = [{"text": t.decode(), "answer_start": int(s)} for t, s in zip(texts, starts, strict=True)]
+        qa = {"id": row["id"].decode(), "question": row["question"].decode(), "answers": answers}
+        if "is_impossible" in row:
+            qa["is_impossible"] = bool(row["is_impossible"])
+        paragraphs.append({"context": row["context"].decode(), "qas": [qa]})
+    version = "2.0" if configs[name].endswith("v2.0") else "1.1"
+    return {"version": version, "data": [{"title": "", "paragraphs": paragraphs}]}
