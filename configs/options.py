@@ -77,12 +77,13 @@ def setting(
 def parse(config_class: type, argv: list[str], command: str) -> Any:
     """The settings of one run. `argv` is without the program's name; --help leaves by SystemExit(0)."""
     kinds, abouts = typing.get_type_hints(config_class), _abouts(config_class)
+    program = f"python -m {command}" if "." in command else f"python {command}.py"
     recipe, given = _split_config(argv)
     values = read_recipe(recipe, config_class) if recipe is not None else {}
     form = _form(config_class, kinds, values)
     parser = eapp.make_flags_parser(
         form,
-        prog=f"python {command}.py",
+        prog=program,
         description=inspect.cleandoc(config_class.__doc__ or command),
         epilog="Defaults, then --config, then flags: the later wins. Dashes and underscores in names are the same.",
         formatter_class=our.Manual,
@@ -98,7 +99,7 @@ def parse(config_class: type, argv: list[str], command: str) -> Any:
     except flags.UnrecognizedFlagError as error:
         near = our.nearest(our.dash(error.flagname), [*sorted(names), *flags.FLAGS], prefix="--")
         seen = next((token for token in given if token.lstrip("-").partition("=")[0] == error.flagname), error.flagname)
-        raise UsageError(f"unknown flag {seen}{near}; `python {command}.py --help` lists all") from error
+        raise UsageError(f"unknown flag {seen}{near}; `{program} --help` lists all") from error
     except flags.Error as error:
         raise UsageError(str(error)) from error
     if parsed.stray:
