@@ -7,24 +7,32 @@ Where the answer's text occurs more than once, "answer#2" means its second occur
 
 import json
 import random
+import re
 from pathlib import Path
 
 FOLDER = Path(__file__).parent / "handwritten"
 
 
-def offset(context: str, gold: str, where: str) -> dict:
+def offset(context: str, gold: str, where: str, within: tuple[int, int] = (0, 0)) -> dict:
+    """Where the gold is; `within` is the first gold's place, in which a shorter wording is looked for first."""
     text, _, digits = gold.partition("#")
-    times = context.count(text)
-    if times == 0:
+    places = [found.start() for found in re.finditer(rf"(?<!\w){re.escape(text)}(?!\w)", context)]
+    if not places:
         raise ValueError(f"{where}: answer {text!r} is not in the passage")
-    if times > 1 and not digits:
-        raise ValueError(f"{where}: answer {text!r} occurs {times} times; say which, as in {text + '#1'!r}")
-    start = -1
-    for _ in range(int(digits or 1)):
-        start = context.find(text, start + 1)
-        if start < 0:
-            raise ValueError(f"{where}: answer {text!r} occurs {times} times, number {digits} was asked for")
-    return {"text": text, "answer_start": start}
+    inside = [at for at in places if within[0] <= at and at + len(text) <= within[1]]
+    if digits and not 1 <= int(digits) <= len(places):
+        raise ValueError(f"{where}: answer {text!r} occurs {len(places)} times, number {digits} was asked for")
+    if len(places) > 1 and not digits and len(inside) != 1:
+        raise ValueError(f"{where}: answer {text!r} occurs {len(places)} times; say which, as in {text + '#1'!r}")
+    return {"text": text, "answer_start": places[int(digits) - 1] if digits else (inside or places)[0]}
+
+
+def answers(context: str, golds: list[str], where: str) -> list[dict]:
+    out: list[dict] = []
+    for gold in golds:
+        first = out[0] if out else {"text": "", "answer_start": 0}
+        out.append(offset(context, gold, where, (first["answer_start"], first["answer_start"] + len(first["text"]))))
+    return out
 
 
 def load_handwritten(count: int | None = None, seed: int = 0, version: str = "1.1") -> dict:
@@ -43,7 +51,7 @@ def load_handwritten(count: int | None = None, seed: int = 0, version: str = "1.
             if (a, q) not in chosen:
                 continue
             qa = {"id": f"handwritten-{a:02d}-{q:02d}", "question": question,
-                  "answers": [offset(article["context"], gold, f"{article['title']}: {question}") for gold in golds]}
+                  "answers": answers(article["context"], golds, f"{article['title']}: {question}")}
             if version == "2.0":
                 qa["is_impossible"] = not golds
             qas.append(qa)
