@@ -64,7 +64,7 @@ class Switch(argparse.Action):
     def __call__(self, parser, namespace, values, option_string=None):
         if option_string in self.negatives:
             if values is not None:
-                raise argparse.ArgumentError(None, f"{option_string} takes no value; got {values!r}")
+                raise argparse.ArgumentError(None, f"{option_string} takes no value")
             setattr(namespace, self.dest, self.off)
         else:
             setattr(namespace, self.dest, self.bare if values is None else values)
@@ -80,7 +80,7 @@ def arguments(about: Any, base: type, many: bool, default: Any) -> dict[str, Any
     if base is bool:
         return extra | {"action": Switch, "bare": True, "off": False}
     if about.bare is not None:
-        return extra | {"action": Switch, "bare": about.bare, "off": None}
+        return extra | {"action": Switch, "bare": about.bare, "off": about.off}
     return extra | {"nargs": "*" if many else None}
 
 

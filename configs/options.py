@@ -42,6 +42,7 @@ class Setting:
     required: bool = False
     choices: tuple = ()
     bare: Any = None
+    off: Any = None
     above: float | None = None
     least: float | None = None
     most: float | None = None
@@ -55,6 +56,7 @@ def setting(
     required: bool = False,
     choices: Iterable = (),
     bare: Any = None,
+    off: Any = None,
     above: float | None = None,
     least: float | None = None,
     most: float | None = None,
@@ -65,10 +67,11 @@ def setting(
     help      what it is, its unit and its usual range: the manual's line
     required  no default; some source must give it
     choices   the only values allowed
-    bare      for `T | None`: what the flag without a value means (`--amp` is `--amp auto`); `--no-amp` then gives None
+    bare      what the flag without a value means: `--amp` is `--amp auto`. There is a `--no-amp` then, too
+    off       what that negative form, or `amp = false` in a recipe, means
     above     smallest value excluded; least, most: smallest and largest value allowed
     """
-    about = Setting(help, required, tuple(choices), bare, above, least, most, metavar)
+    about = Setting(help, required, tuple(choices), bare, off, above, least, most, metavar)
     if isinstance(default, list):
         default = tuple(default)
     return dataclasses.field(default=default, metadata={"setting": about})
@@ -135,7 +138,7 @@ def check(where: str, value: Any, kind: Any, about: Setting) -> Any:
     """The value in the setting's type, or an error that says what was seen and what is allowed."""
     base, optional, many = _anatomy(kind)
     if about.bare is not None and isinstance(value, bool):  # a recipe's `amp = true` is the flag's bare `--amp`
-        value = about.bare if value else None
+        value = about.bare if value else about.off
     if value is None and (optional or about.required):
         return None
     if many:

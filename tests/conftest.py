@@ -1,0 +1,28 @@
+"""What all tests share: quiet TensorFlow, and a GPU that is there when a test asks for one."""
+
+import functools
+import os
+import shutil
+import subprocess
+
+import pytest
+
+# Read when TensorFlow and Keras are first imported, so they stand before any test module.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+
+
+@functools.cache
+def visible_gpus() -> int:
+    """How many NVIDIA GPUs a process started here would see."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1") or not shutil.which("nvidia-smi"):
+        return 0
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+
+
+@pytest.fixture(autouse=True)
+def _gpu_or_error(request):
+    """A GPU test without a GPU errs: a run that was meant for one must not look green without it."""
+    if request.node.get_closest_marker("gpu") and not visible_gpus():
+        pytest.fail("this test needs an NVIDIA GPU and nvidia-smi shows none; leave `-m gpu` out to run the rest")
