@@ -31,7 +31,7 @@ def best_answers(
     best: int = 20,
     max_answer_tokens: int = 30,
 ) -> dict[str, Prediction]:
-    """One prediction a question; start_logits[row], end_logits[row] are float [length of window `row`], padding ignored.
+    """One prediction a question; start_logits[row], end_logits[row] are float [length of that window], padding ignored.
 
     Of the `best` starts and `best` ends of a window those pairs count whose tokens are both in the context, whose start
     has its maximum context in this window, and which have 1 to `max_answer_tokens` tokens.

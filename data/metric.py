@@ -41,8 +41,8 @@ def best_threshold(
 ) -> dict[str, float]:
     """The no-answer threshold with the best F1, and that F1; "exact" is the exact match at the same threshold.
 
-    `texts` are the answers before any threshold. {"threshold", "exact", "f1"}, and with exact match maximised on its own
-    {"best_exact", "best_exact_threshold"}. Like in the official script, a score equal to the threshold still answers.
+    `texts` are the answers before any threshold. {"threshold", "exact", "f1"}, and with exact match maximised alone
+    {"best_exact", "best_exact_threshold"}. As in the official script, a score equal to the threshold still answers.
     """
     scores = score_each(dataset, texts)
     if missing := [name for name in scores if name not in no_answer_scores]:

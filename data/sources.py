@@ -1,4 +1,4 @@
-"""Where SQuAD comes from: a JSON file, packed or not, the built-in set, tensorflow-datasets; all as the JSON dictionary.
+"""Where SQuAD comes from: a JSON file, packed or not, the built-in set, tensorflow-datasets; all as one dictionary.
 
 Nothing here trusts what it reads: sizes are bounded, nothing is executed, and every failure says what to do.
 """

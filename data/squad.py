@@ -1,7 +1,7 @@
 """SQuAD as a list of checked examples: from a JSON file, a .json.gz, tensorflow-datasets or the built-in set.
 
 Versions 1.1 (every question has an answer) and 2.0 (some have none) share one shape. An example that contradicts itself
-is left out and its reason kept; a file in which more than a tenth is like that is refused: then something else is wrong.
+is left out and its reason kept; a file in which more than a tenth is like that is refused: something else is wrong.
 """
 
 from dataclasses import dataclass, field

@@ -26,7 +26,8 @@ class FeatureOptions:
         if self.window < self.query + SPECIAL_TOKENS + 1:
             raise UserError(
                 f"window {self.window} is too small for a question of up to {self.query} tokens, {SPECIAL_TOKENS} "
-                f"special ones and a piece of context; make window at least {self.query + SPECIAL_TOKENS + 1}, or query smaller"
+                f"special ones and a piece of context; make window "
+                f"at least {self.query + SPECIAL_TOKENS + 1}, or query smaller"
             )
 
 
@@ -86,6 +87,8 @@ def max_context(first: np.ndarray, count: np.ndarray, this: int) -> np.ndarray:
     window's two ends, plus a hundredth of the window's length; the first window wins a tie.
     """
     begin, end = first[this], first[this] + count[this]
+    if begin == end:  # a context without a token, of control characters for example
+        return np.zeros(0, bool)
     near = np.flatnonzero((first < end) & (first + count > begin))  # the windows that share a token with this one
     token = np.arange(begin, end)[None, :]  # [1, count]
     left = token - first[near, None]
