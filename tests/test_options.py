@@ -85,7 +85,8 @@ def test_dashes_and_underscores_are_the_same():
 
 
 @pytest.mark.parametrize(("argv", "value"), [
-    (["--jit"], True), (["--no-jit"], False), (["--jit", "--no-jit"], False), (["--jit=yes"], True), (["--jit", "0"], False),
+    (["--jit"], True), (["--no-jit"], False), (["--jit", "--no-jit"], False),
+    (["--jit=yes"], True), (["--jit", "0"], False)
 ])  # fmt: skip
 def test_a_switch_has_a_positive_and_a_negative_form(argv, value):
     assert given(*argv).jit is value
