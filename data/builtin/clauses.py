@@ -19,10 +19,10 @@ FORMS = ["S V [obj] [rest].", "S V [obj] [rest].", "S V [obj] [rest].", "[time],
          "S also V [obj] [rest].", "S V [obj] [time], apparently [why].", "According to (a local history|most accounts|one account), S V [obj] [rest]."]
 DEV_FORMS = ["It was [time] that S V [obj] [rest].", "[obj], we are told, D by O [rest].", "Few people know that [time] S V [obj] [rest].",
              "It is recorded that S V [obj] [rest].", "What is certain is that S V [obj] [rest].", "It was [place] that S V [obj] [rest].",
-             "S, it seems, V [obj] [rest]."]
+             "T, it seems, V [obj] [rest]."]
 PAIRS = ["S V1 [obj1] [rest1] and later V2 [obj2] [rest2].", "After S V1 [obj1] [rest1], N V2 [obj2] [rest2].",
          "S V1 [obj1] [rest1]; [time2] N V2 [obj2].", "Having P1 [obj1] [rest1], S V2 [obj2] [rest2].",
-         "S, who had P1 [obj1] [rest1], V2 [obj2] [rest2]."]
+         "T, who had P1 [obj1] [rest1], V2 [obj2] [rest2]."]
 DEV_PAIRS = ["Not only did S B1 [obj1], but [time2] N also V2 [obj2].", "Before N V2 [obj2] [rest2], S had P1 [obj1] [rest1]."]
 
 # Questions by role. S full name, B base form, V verb, D "was written", DO did/do/does, X the object made definite.
@@ -112,7 +112,7 @@ def sentence(passage: Passage, clauses: list[Clause], form: str) -> list[Piece] 
     if form.startswith("[obj] D") and (first.plural and first.tense == "past"):
         return None
     out: list[Piece] = []
-    for token in re.findall(r"\[[a-z]+\d?\]|\b[SNO]\b|\b[VPB]\d?\b|\bD\b|[^\[\]SNOVPBD]+|.", passage.world.expand(form)):
+    for token in re.findall(r"\[[a-z]+\d?\]|\b[SNOT]\b|\b[VPB]\d?\b|\bD\b|[^\[\]SNOTVPBD]+|.", passage.world.expand(form)):
         if match := re.fullmatch(r"\[([a-z]+)(\d?)\]", token):
             which = int(match[2] or 1) - 1
             clause, named = clauses[which], {name for name, w in needed if w == which}
@@ -125,11 +125,9 @@ def sentence(passage: Passage, clauses: list[Clause], form: str) -> list[Piece] 
                 before, answer, after = clause.roles[role]
                 answer = answer.replace("{P}", PRONOUNS[clause.entity.pron][2])
                 out += [Piece((" " if at else "") + before), Piece(answer, (clause, role)), Piece(after)]
-        elif token in ("S", "O"):
-            subject = first.subject if token == "S" else first.subject.replace("{E}", "{N}")
-            pieces = passage.pieces(subject.replace("{N}", "").strip() or first.subject, first.entity) if "{N}" not in subject else [
-                Piece(first.entity.name)]
-            out += [Piece(piece.text) for piece in pieces]
+        elif token in ("S", "O", "T"):
+            subject = first.subject if token == "S" else first.subject.replace("{E}", "{T}")
+            out += [Piece(piece.text) for piece in passage.pieces(subject, first.entity)]
         elif token == "N":
             out.append(Piece("they" if first.plural else PRONOUNS[first.entity.pron][0]))
         elif match := re.fullmatch(r"([VPB])(\d?)", token):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from data.builtin import clauses
 from data.builtin.grammar import Topic, patterns
-from data.builtin.passage import Entity, Passage, World
+from data.builtin.passage import PRONOUNS, Entity, Passage, World
 
 SPLITS = {"train": (False, False), "dev-facts": (True, False), "dev-patterns": (True, True)}    # held-out names, dev patterns
 LENGTH_WORDS = (60, 130)
@@ -206,7 +206,10 @@ def build(passage: Passage, entities, subject, slot: str, option, mode: str, kno
             return None
         name = refer(passage, entities, entity, mode)
         text = passage.world.expand(option.text)
-        text = text.replace("{E}", name).replace("{O}", name).replace("{P}", possessive(name))
+        named = text.find("{E}")
+        if 0 <= named < text.find("{P}"):
+            text = text.replace("{P}", PRONOUNS[entity.pron][2])
+        text = text.replace("{E}", name).replace("{P}", possessive(name))
         text = re.sub(r"\[(\w+)\]", lambda m: passage.world.value(entity, m[1]).text, text)
         place = passage.stated.get((entity, slot), (-1, -1))
     if not text:

@@ -9,7 +9,7 @@ from data.builtin.grammar import Patterns, Topic, expand, split_top
 
 PRONOUNS = {"it": ("it", "it", "its"), "she": ("she", "her", "her"), "he": ("he", "him", "his")}
 FULL_DATE = re.compile(r"\d+ [A-Z]|[A-Z][a-z]+ \d+,")
-BEGINNINGS = ("founded", "built", "launched", "opened")
+BEGINNINGS = ("founded", "built", "launched", "opened", "described", "year", "expyear")
 TOKEN = re.compile(r"\[(\w+)\]|\{([EOPT])\}")
 
 
@@ -104,6 +104,9 @@ class World:
             if "born" in other.topic.slots and began:       # grown up when the work begins
                 year = self.value(entity, began).number - rng.randint(25, 45)
                 other.values["born"] = Value(str(year), year)
+            elif "founded" in other.topic.slots and began and entity.topic.name != "river":
+                year = self.value(entity, began).number - rng.randint(3, 60)
+                other.values["founded"] = Value(str(year), year)
             return Value(other.name, entity=other)
         if kind == "pick":
             return Value(self.fresh(lambda: self.expand(rest)))
