@@ -1,0 +1,63 @@
+"""Bias and GELU in one pass over memory, forward and backward (Hendrycks & Gimpel 2016, arXiv 1606.08415).
+
+Written out in TensorFlow operations, GELU in bfloat16 was a third of a training step on a CPU: eight passes over the widest
+tensor of a layer. Each direction here is one function compiled by XLA, in float32 inside whatever x is, and the backward
+pass computes from x again instead of keeping intermediate tensors. Measured on two cores, [16, 128, 1536] bfloat16, forward
+and backward: 74 ms written out, 15 ms so. Inside a step that is compiled as a whole these functions are simply inlined.
+"""
+
+import math
+
+import tensorflow as tf
+
+_ROOT_HALF = math.sqrt(0.5)
+_DENSITY = 1 / math.sqrt(2 * math.pi)  # of the standard normal distribution at 0
+_TANH_SCALE, _TANH_CUBE = math.sqrt(2 / math.pi), 0.044715
+
+
+def bias_gelu(x: tf.Tensor, bias: tf.Tensor, form: str) -> tf.Tensor:
+    """gelu(x + bias), gelu(z) = z * P(Z <= z).
+
+    Args:
+        x: [..., I], any float dtype; y has both.
+        bias: float32 [I].
+        form: "erf" exact, "tanh" for 0.5 z (1 + tanh(sqrt(2/pi) (z + 0.044715 z^3))), google-research/bert's.
+    """
+    forward, backward = _FUNCTIONS[form]
+
+    @tf.custom_gradient
+    def compute(x, bias):
+        return forward(x, bias), lambda upstream: backward(x, bias, upstream)
+
+    return compute(x, bias)
+
+
+def _erf_parts(z):
+    """P(Z <= z) and d gelu / dz, both float32."""
+    below = 0.5 * (1.0 + tf.math.erf(z * _ROOT_HALF))
+    return below, below + z * _DENSITY * tf.exp(-0.5 * z * z)
+
+
+def _tanh_parts(z):
+    tanh = tf.tanh(_TANH_SCALE * (z + _TANH_CUBE * z * z * z))
+    below = 0.5 * (1.0 + tanh)
+    slope = 0.5 * z * (1.0 - tanh * tanh) * _TANH_SCALE * (1.0 + 3.0 * _TANH_CUBE * z * z)
+    return below, below + slope
+
+
+def _compiled(parts):
+    @tf.function(jit_compile=True, autograph=False)
+    def forward(x, bias):
+        z = tf.cast(x, tf.float32) + bias
+        return tf.cast(z * parts(z)[0], x.dtype)
+
+    @tf.function(jit_compile=True, autograph=False)
+    def backward(x, bias, upstream):
+        z = tf.cast(x, tf.float32) + bias
+        gradient = tf.cast(upstream, tf.float32) * parts(z)[1]
+        return tf.cast(gradient, x.dtype), tf.reduce_sum(gradient, axis=list(range(len(x.shape) - 1)))
+
+    return forward, backward
+
+
+_FUNCTIONS = {"erf": _compiled(_erf_parts), "tanh": _compiled(_tanh_parts)}

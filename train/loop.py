@@ -1,0 +1,125 @@
+"""The training loop: batches in, steps, evaluations, checkpoints. Fine-tuning and every stage of distillation use it.
+
+What is learnt is the step's business (`train/step.py`), what is measured the caller's. The loop owns the position in the
+data: `step` counts batches consumed, and epoch and batch follow from it, so that resuming is an index.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from configs.errors import UserError
+from model import run_folder
+from model.weights import MODEL_FILE
+from train import checkpoint
+from train.journal import Journal
+from train.precision import SKIPS_BEFORE_ABORT
+from train.step import Step
+
+GRACE_STEPS = 100  # skips within them are the loss scale finding its level
+
+
+@dataclass
+class Job:
+    """All that a loop needs to know."""
+
+    out: Path  # run folder
+    info: run_folder.RunInfo  # written as config.json with every new best
+    step: Step
+    weights: dict  # our name -> variable, what best/ holds
+    extra: dict  # our name -> variable, saved in last/ beside the step's own state (projections of distillation)
+    batches: Callable[[int, int], Iterator[tuple[dict, int]]]  # (epoch, first batch) -> (batch, real rows)
+    steps_per_epoch: int
+    epochs: int
+    evaluate: Callable[[], dict] | None  # -> metrics with "f1"; None: the last weights are the best
+    eval_every: int = 0  # steps; 0: every epoch
+    save_every: int = 500
+    log_every: int = 20
+    title: str = "train"
+    score: str = "f1"  # which metric makes a checkpoint the best
+    chief: bool = True  # alone writes
+    last: str = "last"  # folder of the checkpoint that --resume reads
+    best: str = "best"
+    history: list = field(default_factory=list)  # of evaluations: {"step", metrics...}
+
+    @property
+    def total_steps(self) -> int:
+        return self.steps_per_epoch * self.epochs
+
+
+def run(job: Job, resume: bool = False) -> dict:
+    """Train to the end. Returns the metrics of the last evaluation, with the best ones under "best".
+
+    Raises: UserError when 50 steps in a row had non-finite gradients, or the disk is full.
+    """
+    position = {"step": 0, "best": None, "history": []}
+    state = job.step.variables()
+    if resume:
+        position = checkpoint.load_last(job.out / job.last, job.weights, {**state, **job.extra})
+        checkpoint.recover(job.out / job.best)
+    done, best, job.history = position["step"], position["best"], position["history"]
+    journal = Journal(
+        job.out if job.chief else None, job.step.measured, job.total_steps, done, job.log_every, job.title
+    )
+
+    def save_last() -> None:
+        if job.chief:
+            where = {"step": done, "best": best, "history": job.history}
+            checkpoint.save_last(job.out / job.last, job.weights, {**state, **job.extra}, where)
+
+    def evaluate() -> None:
+        nonlocal best
+        if not job.chief:
+            return
+        metrics = job.evaluate() if job.evaluate else {}
+        if metrics:
+            job.history.append({"step": done, **metrics})
+            journal.write({"step": done, **{f"dev_{name}": value for name, value in metrics.items()}})
+            journal.bar.write(f"step {done}: " + ", ".join(f"{k} {v:.2f}" for k, v in metrics.items()))
+        if best is None or not metrics or metrics[job.score] > best[job.score]:
+            best = dict(metrics, step=done)
+            job.info.no_answer_threshold = metrics.get("threshold")
+            checkpoint.write_folder(job.out / job.best, {MODEL_FILE: checkpoint.values(job.weights)}, {"metrics.json": best})
+            run_folder.write(job.out, job.info)
+
+    try:
+        while done < job.total_steps:
+            epoch, first = divmod(done, job.steps_per_epoch)
+            for batch, rows in job.batches(epoch, first):
+                journal.step(job.step(batch, done), rows)
+                done += 1
+                at_end = done == job.total_steps
+                if journal.due or at_end:
+                    _report(job, journal, batch, done)
+                due = done % job.eval_every == 0 if job.eval_every else done % job.steps_per_epoch == 0
+                if due or at_end or done % job.save_every == 0:
+                    paused = journal.pause()
+                    if at_end or due:
+                        evaluate()
+                    save_last()  # after the evaluation: a resumed run does not repeat it
+                    journal.go_on(paused)
+        if not job.history and best is None:
+            evaluate()
+    finally:
+        journal.close()
+    return {**(job.history[-1] if job.history else {}), "best": best}
+
+
+def _report(job: Job, journal: Journal, batch: dict, done: int) -> None:
+    """Write the numbers of the last steps, and stop a run that gets nowhere."""
+    scale = job.step.loss_scale
+    journal.flush(done, int(job.step.optimizer.updates.numpy()), int(scale.skipped.numpy()))
+    in_a_row = int(scale.skipped_in_a_row.numpy())
+    if in_a_row >= SKIPS_BEFORE_ABORT:
+        name = job.step.first_not_finite(batch, done - 1)
+        raise UserError(
+            f"{in_a_row} steps in a row had gradients that are not finite, the loss scale is {float(scale.scale.numpy()):g}; "
+            f"the first variable concerned is {name}. Lower --lr, or try --amp bfloat16 or --no-amp"
+        )
+
+
+def real_rows(weight: np.ndarray) -> int:
+    """Rows of a batch that are no filler."""
+    return int((np.asarray(weight) > 0).sum())

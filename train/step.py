@@ -1,0 +1,167 @@
+"""One training step: forward, backward, unscale, clip, update, on one device or on several.
+
+An *objective* says what is learnt; this file turns it into a compiled step, and fine-tuning and distillation differ in their
+objective alone. It is called as `objective(batch, seed)`, batch a dict of [B, ...] tensors, seed int64 [2], and returns
+
+    {"loss": float32 scalar, other parts: float32 scalars}    each summed over the rows, weighted by batch["weight"]
+
+so that the mean over a batch that is spread over devices is the mean over the whole batch.
+"""
+
+import keras
+import tensorflow as tf
+
+MEASURED = ("gradient_norm", "finite", "learning_rate", "loss_scale")  # what every step reports beside the objective's parts
+_STREAMS = 1 << 20  # dropout seeds kept for one replica's step; a place in the model has an index below this
+_REPLICAS = 64
+
+
+class Step:
+    """A compiled step over fixed variables.
+
+    Args:
+        objective: see above.
+        optimizer, loss_scale: `train/optimizer.py`, `train/precision.py`; made under the same strategy.
+        parts: names of the objective's results, "loss" first.
+        batch_size: rows of a whole batch (all devices together): what the loss is divided by before the backward pass.
+        clip_norm: upper bound of the gradients' global norm; 0 for none.
+        accumulate: batches per update. One non-finite batch discards all that are summed with it.
+        jit: compile with XLA.
+        strategy: a `tf.distribute` strategy or None.
+        seed: of the run; dropout is a function of it, the step, the replica and the place in the model.
+    """
+
+    def __init__(
+        self,
+        objective,
+        optimizer,
+        loss_scale,
+        *,
+        batch_size,
+        parts=("loss",),
+        clip_norm=1.0,
+        accumulate=1,
+        jit=False,
+        strategy=None,
+        seed=0,
+    ):
+        self.objective, self.optimizer, self.loss_scale = objective, optimizer, loss_scale
+        self.parts, self.batch_size, self.clip_norm = tuple(parts), float(batch_size), float(clip_norm)
+        self.accumulate, self.strategy, self.seed = accumulate, strategy, seed
+        self.shapes: set[tuple[int, ...]] = set()  # batch shapes seen: each is traced, and under XLA compiled, once
+        self.pending = tf.Variable(0, trainable=False, dtype=tf.int64, name="pending")  # batches in the sums below
+        self.sums = {}
+        if accumulate > 1:
+            self.sums = {
+                name: tf.Variable(tf.zeros(variable.shape), trainable=False, name=f"sum.{name}")
+                for name, variable in optimizer.weights.items()
+            }
+        self._backward = tf.function(self._backward_body, autograph=False, jit_compile=jit or None)
+        # XLA turns dozens of small operations a variable into one pass over it: worth it on a CPU without --jit, too.
+        self._update = tf.function(self._update_body, autograph=False, jit_compile=True)
+        if strategy is None:
+            self._run = tf.function(self._one_device, autograph=False, jit_compile=jit or None)
+        else:  # collectives stay outside of XLA
+            self._run = tf.function(self._many_devices, autograph=False)
+
+    def variables(self) -> dict[str, tf.Variable]:
+        """Everything to save beside the weights: slots, schedule, loss scale, gradients summed so far."""
+        sums = {f"sum.{name}": variable for name, variable in self.sums.items()}
+        return {**self.optimizer.variables(), **self.loss_scale.variables(), "pending": self.pending, **sums}
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """Names of the numbers that a step returns, in order."""
+        return self.parts + MEASURED
+
+    def __call__(self, batch: dict, step: int) -> tf.Tensor:
+        """Consume one batch; returns float32 [len(measured)] without waiting for the device.
+
+        batch: int32 [B, S] and float32 `weight` [B] (per-replica values under a strategy); step: batches consumed before.
+        """
+        ids = batch["token_ids"]
+        ids = self.strategy.experimental_local_results(ids)[0] if self.strategy else ids
+        self.shapes.add(tuple(ids.shape))
+        return self._run(batch, tf.constant(step, tf.int64))
+
+    def first_not_finite(self, batch: dict, step: int) -> str:
+        """Name of the first variable whose gradient is not finite for this batch, for the message before an abort."""
+        if self.strategy is not None:
+            return "(not searched on several devices)"
+        gradients, _ = self._backward(batch, tf.constant(step, tf.int64), 0)
+        for name, gradient in zip(self.optimizer.weights, gradients, strict=True):
+            if not bool(tf.reduce_all(tf.math.is_finite(gradient))):
+                return name
+        return "none; only their norm overflows"
+
+    def _one_device(self, batch, step):
+        gradients, report = self._backward(batch, step, 0)
+        return self._finish(gradients, report, 0)
+
+    def _many_devices(self, batch, step):
+        def replica(batch):
+            context = tf.distribute.get_replica_context()
+            index = context.replica_id_in_sync_group
+            gradients, report = self._backward(batch, step, index)
+            *gradients, report = context.all_reduce(tf.distribute.ReduceOp.SUM, [*gradients, report])
+            return self._finish(gradients, report, index)
+
+        return self.strategy.experimental_local_results(self.strategy.run(replica, args=(batch,)))[0]
+
+    def _backward_body(self, batch, step, replica):
+        """Gradients of scale * loss / batch_size, float32 [...] each, and [weight, parts...] summed over the rows."""
+        stream = (step * _REPLICAS + tf.cast(replica, tf.int64)) * _STREAMS
+        seed = tf.stack([tf.constant(self.seed, tf.int64), stream])
+        weights = [_variable(variable) for variable in self.optimizer.weights.values()]
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            for weight in weights:
+                tape.watch(weight)
+            results = self.objective(batch, seed)
+            scaled = results["loss"] * (self.loss_scale.scale / self.batch_size)
+        gradients = tape.gradient(scaled, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        report = tf.stack([tf.reduce_sum(batch["weight"]), *(results[name] for name in self.parts)])
+        return [tf.convert_to_tensor(gradient) for gradient in gradients], report
+
+    def _finish(self, gradients, report, replica):
+        """Sums over the whole batch -> an update, or a longer sum -> float32 [len(measured)]."""
+        weight = tf.maximum(report[0], 1.0)
+        # The loss was divided by a full batch before the backward pass; the last batch of an epoch may hold fewer rows.
+        correction = self.batch_size / weight
+        scale, rate = tf.identity(self.loss_scale.scale), self.optimizer.rate()
+        norm, finite = self._update(gradients, correction, replica)
+        return tf.concat([report[1:] / weight, tf.stack([norm, tf.cast(finite, tf.float32), rate, scale])], axis=0)
+
+    def _update_body(self, gradients, correction, replica):
+        """Unscale, clip, apply. Returns the unscaled gradients' global norm and whether it is finite."""
+        local = self._local(replica)
+        factor = correction / local(self.loss_scale.scale)
+        named = dict(zip(self.optimizer.weights, (gradient * factor for gradient in gradients), strict=True))
+        ready = tf.constant(True)
+        if self.accumulate > 1:
+            pending = local(self.pending)
+            sums = {name: local(self.sums[name]) + gradient / self.accumulate for name, gradient in named.items()}
+            ready = pending + 1 >= self.accumulate
+            for name, value in sums.items():
+                local(self.sums[name]).assign(tf.where(ready, tf.zeros_like(value), value))
+            pending.assign(tf.where(ready, tf.zeros_like(pending), pending + 1))
+            named = sums
+        # One reduction answers both questions: any inf or nan makes the norm not finite. (So does a norm above 1e19, whose
+        # square float32 cannot hold; a step like that is not worth taking either.)
+        norm = tf.linalg.global_norm(list(named.values()))
+        finite = tf.math.is_finite(norm)
+        clip = tf.minimum(1.0, self.clip_norm / (norm + 1e-12)) if self.clip_norm else tf.constant(1.0)
+        self.optimizer.apply(named, tf.logical_and(finite, ready), clip, local)
+        self.loss_scale.update(finite, ready, local)
+        return norm, tf.logical_or(finite, tf.logical_not(ready))
+
+    def _local(self, replica: int):
+        """A function from a variable to the copy of it that this replica writes; all replicas write the same values."""
+        if self.strategy is None:
+            return _variable
+        results, here = self.strategy.experimental_local_results, len(self.strategy.extended.worker_devices)
+        return lambda variable: results(_variable(variable))[int(replica) % here]
+
+
+def _variable(variable):
+    """The tf.Variable inside a Keras variable, or the variable itself."""
+    return variable.value if isinstance(variable, keras.Variable) else variable
