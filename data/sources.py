@@ -5,9 +5,11 @@ Nothing here trusts what it reads: sizes are bounded, nothing is executed, and e
 
 import gzip
 import json
+import socket
 import zlib
 from pathlib import Path
 from typing import Any
+from urllib.request import getproxies
 
 from configs.errors import UserError
 
@@ -18,6 +20,7 @@ NEEDED = (
     'SQuAD is {"version": "1.1", "data": [{"title", "paragraphs": '
     '[{"context", "qas": [{"id", "question", "answers": [{"text", "answer_start"}]}]}]}]}'
 )
+SQUAD_HOST = "rajpurkar.github.io"  # where tensorflow-datasets fetches SQuAD
 BUILTIN_PARTS = ("train", "dev-facts", "dev-patterns", "dev-handwritten")
 
 
@@ -86,12 +89,14 @@ def from_tfds(name: str, split: str) -> Any:
     instead = "download a SQuAD JSON on another machine and give its path instead"
     try:
         import tensorflow_datasets as tfds
-    except ImportError as error:
-        raise UserError(
-            f"tfds:{name} needs the package tensorflow-datasets ({error}); install it, or {instead}"
-        ) from error
-    try:
-        rows = list(tfds.as_numpy(tfds.load(configs[name], split=splits[split])))
+
+        builder = tfds.builder(configs[name])
+        if not builder.is_prepared():
+            _reach(SQUAD_HOST)
+            builder.download_and_prepare()
+        rows = list(tfds.as_numpy(builder.as_dataset(split=splits[split])))
+    except ImportError as error:  # tfds imports parts of itself only when they are used
+        raise UserError(f"tfds:{name}: {error}; install it with pip, or {instead}") from error
     except Exception as error:  # tfds raises whatever its downloader does
         first_line = (str(error).strip().splitlines() or [""])[0]
         raise UserError(
@@ -108,3 +113,9 @@ def from_tfds(name: str, split: str) -> Any:
         paragraphs.append({"context": row["context"].decode(), "qas": [qa]})
     version = "2.0" if configs[name].endswith("v2.0") else "1.1"
     return {"version": version, "data": [{"title": "", "paragraphs": paragraphs}]}
+
+
+def _reach(host: str) -> None:
+    """Fails within seconds where there is no network; tfds would try again for many minutes."""
+    if not getproxies():  # through a proxy nothing can be said from here
+        socket.create_connection((host, 443), timeout=10).close()

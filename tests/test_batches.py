@@ -69,7 +69,7 @@ def test_the_edges_are_the_best_of_all_choices():
         lengths = random.integers(1, 257, int(random.integers(1, 40)))
         edges = batches.edges(lengths, most=3, multiple=32, window=256)
 
-        def cost(edges) -> float:
+        def cost(edges, lengths=lengths) -> float:
             at = np.searchsorted(edges, lengths)
             return np.inf if at.max() == len(edges) else float(np.array(edges)[at].sum())
 

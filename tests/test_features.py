@@ -1,5 +1,8 @@
-"""Windows: every context token is covered, labels point at the answer's own characters, and the cache changes nothing."""
+"""Windows: every context token is covered, labels point at the answer itself, and a cache changes nothing."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -139,7 +142,7 @@ def test_a_shared_context_is_stored_once_and_a_long_question_is_cut(tmp_path: Pa
 
 
 def test_a_window_too_small_for_the_question_is_an_error(tmp_path: Path):
-    with pytest.raises(UserError, match="window 67 is too small for a question of up to 64 tokens.*at least 68"):
+    with pytest.raises(UserError, match=r"window 67 is too small for a question of up to 64 tokens.*at least 68"):
         featurise(dataset(example("1", "abc")), letters(tmp_path), FeatureOptions(67, 128, 64))
     featurise(dataset(example("1", "abc")), letters(tmp_path), FeatureOptions(68, 128, 64))
     with pytest.raises(UserError, match="stride 0"):
@@ -223,3 +226,18 @@ def test_on_real_data_nearly_every_label_is_the_answer_to_the_letter(tmp_path: P
     assert len(found) > 0.99 * len(data.examples)
     assert exact > 0.99 * len(data.examples)
     assert done[-1][0] == done[-1][1]
+
+
+def run_python(*arguments: str) -> str:
+    root = Path(__file__).resolve().parent.parent
+    return subprocess.run([sys.executable, *arguments], cwd=root, capture_output=True, text=True, check=True).stdout
+
+
+def test_nothing_on_the_way_from_text_to_scores_imports_tensorflow():
+    names = ", ".join(f"data.{name}" for name in ("squad", "tokenize", "features", "answers", "metric"))
+    assert run_python("-c", f"import sys, {names}; print('tensorflow' in sys.modules)") == "False\n"
+
+
+def test_the_bench_runs_and_ends_in_a_line_for_machines(tmp_path: Path):
+    output = run_python("scripts/bench_features.py", "--vocab", str(write_vocab(tmp_path)), "--questions", "50")
+    assert json.loads(output.splitlines()[-1])["metrics"]["questions_per_s"] > 0

@@ -1,4 +1,4 @@
-"""Our scores against the official SQuAD scripts' own outputs, kept in tests/golden/metric_v1.json and metric_v2.json."""
+"""Our scores against the official SQuAD scripts' outputs, kept in tests/golden/metric_v1.json and metric_v2.json."""
 
 import json
 from pathlib import Path
