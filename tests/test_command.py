@@ -1,6 +1,7 @@
 """The frame around every command: exit codes, the last line, where log lines go. Each case is a process of its own."""
 
 import json
+import re
 import subprocess
 import sys
 import tomllib
@@ -16,6 +17,7 @@ ROOT = Path(__file__).parent.parent
 PROGRAM = '''
 """A command that ends as it is told."""
 import errno, logging, os, signal, sys, time
+import tqdm  # as data/features.py does, before absl starts
 from dataclasses import dataclass
 from absl import logging as absl_logging
 from configs import command
@@ -28,7 +30,6 @@ class Config:
     how: str = setting("well", help="which")
 
 def main(config):
-    import tqdm
     print("a table for people")
     absl_logging.info("by absl")
     logging.getLogger("library").warning("by a library")
@@ -125,6 +126,7 @@ def test_log_lines_go_to_stderr_once_each_and_never_after_the_last_line():
     assert done.stderr.count("by absl") == done.stderr.count("by a library") == 1
     assert done.stderr.count("beside the bar") == 2
     assert len(done.stdout.splitlines()) == 2
+    assert re.search(r"^I \d\d:\d\d:\d\d \[<string>:\d+\]: by absl$", done.stderr, flags=re.MULTILINE)
 
 
 def test_numpy_values_and_paths_become_plain():
