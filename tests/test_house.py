@@ -29,6 +29,8 @@ MAY_IMPORT = {
     "serve": {"configs", "data", "plugins"},
     "export": {"configs", "data", "model", "plugins", "serve"},
 }
+# The one script that others may import, to find the weights it fetches; so it may import nothing of ours but configs.
+LEAF = "scripts.fetch_weights"
 TENSORFLOW = {"tensorflow", "keras"}
 # Whole folders, or single files, where neither TensorFlow, Keras nor torch may appear.
 WITHOUT_TENSORFLOW = ("configs", "data", "plugins", "serve")
@@ -49,8 +51,8 @@ def imports(source: str) -> set[str]:
 def wrong_imports(path: str, source: str) -> list[str]:
     """What a file of ours imports against the rules of the house."""
     folder = path.split("/")[0]
-    tops = {name.split(".")[0] for name in imports(source)}
-    wrong = []
+    tops = {name.split(".")[0] for name in imports(source) if not name.startswith(LEAF)}
+    wrong = sorted(tops & set(FOLDERS) - {"configs"}) if path == LEAF.replace(".", "/") + ".py" else []
     if folder in MAY_IMPORT:
         wrong += sorted(tops & set(FOLDERS) - MAY_IMPORT[folder] - {folder})
     if folder in WITHOUT_TENSORFLOW and path not in TENSORFLOW_AFTER_ALL:
@@ -75,6 +77,9 @@ def test_imports_go_one_way():
     ("data/batches.py", "import tensorflow as tf", []),
     ("serve/reader.py", "from data import batches, tokenize", ["data.batches"]),
     ("serve/session.py", "from export.engine import load\nimport keras", ["export", "keras"]),
+    ("train/__main__.py", "from scripts.fetch_weights import minilm_folder", []),
+    ("train/__main__.py", "from scripts import quickstart", ["scripts"]),
+    ("scripts/fetch_weights.py", "from train import config", ["train"]),
     ("distill/step.py", "from train.step import Step\nimport keras", []),
 ])  # fmt: skip
 def test_the_import_check_sees(path, source, wrong):
