@@ -1,9 +1,9 @@
 """The built-in question sets: enough to train and score on a machine that can fetch no data.
 
-    load("train")               questions about an invented world, made by a seeded generator
-    load("dev-facts")           the same patterns, facts and names that train never contains
-    load("dev-patterns")        new facts in sentences and questions that train never contains
-    load("dev-handwritten")     written by people about ordinary subjects
+load("train")               questions about an invented world, made by a seeded generator
+load("dev-facts")           the same patterns, facts and names that train never contains
+load("dev-patterns")        new facts in sentences and questions that train never contains
+load("dev-handwritten")     written by people about ordinary subjects
 """
 
 from data.builtin.generate import SPLITS, squad

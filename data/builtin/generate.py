@@ -12,7 +12,11 @@ from data.builtin import clauses
 from data.builtin.grammar import Topic, patterns
 from data.builtin.passage import PRONOUNS, Entity, Passage, World
 
-SPLITS = {"train": (False, False), "dev-facts": (True, False), "dev-patterns": (True, True)}    # held-out names, dev patterns
+SPLITS = {
+    "train": (False, False),
+    "dev-facts": (True, False),
+    "dev-patterns": (True, True),
+}  # held-out names, dev patterns
 LENGTH_WORDS = (60, 130)
 MAX_ANSWER_WORDS = 8
 QUESTIONS_PER_PASSAGE = 6
@@ -22,8 +26,8 @@ QUESTIONS_PER_PASSAGE = 6
 class Question:
     text: str
     answer: str
-    start: int              # -1 when unanswerable
-    key: str                # the question's pattern
+    start: int  # -1 when unanswerable
+    key: str  # the question's pattern
 
 
 @dataclass
@@ -33,8 +37,9 @@ class Made:
     title: str
     context: str
     questions: list[Question]
-    keys: list[str]         # patterns of the sentences
-    names: list[str]        # of the things it is about
+    keys: list[str]  # patterns of the sentences
+    names: list[str]  # of the things it is about
+    stated: set[tuple[str, str]]  # (name, slot) that the passage gives away
 
 
 def passages(part: str, seed: int, version: str):
@@ -45,14 +50,17 @@ def passages(part: str, seed: int, version: str):
     while True:
         try:
             made = one_passage(rng, rng.choice([t for t in topics if usable(t, dev)]), held_out, dev, version)
-        except LookupError:         # a bank ran dry: the passage would have said the same thing twice
+        except LookupError:  # a bank ran dry: the passage would have said the same thing twice
             continue
         if made:
             yield made
 
 
 def usable(topic: Topic, dev: bool) -> bool:
-    return any(p.dev == dev for p in topic.intros) and sum(p.dev == dev for p in topic.sentences) + 2 * len(topic.frames) >= 4
+    return (
+        any(p.dev == dev for p in topic.intros)
+        and sum(p.dev == dev for p in topic.sentences) + 2 * len(topic.frames) >= 4
+    )
 
 
 def one_passage(rng: random.Random, topic: Topic, held_out: bool, dev: bool, version: str) -> Made | None:
@@ -81,7 +89,14 @@ def one_passage(rng: random.Random, topic: Topic, held_out: bool, dev: bool, ver
     if len(asked) < 3:
         return None
     title = re.sub("^the ", "", first.name)
-    return Made(title[0].upper() + title[1:], passage.text, asked, passage.keys, [e.name for e in entities])
+    return Made(
+        title[0].upper() + title[1:],
+        passage.text,
+        asked,
+        passage.keys,
+        [e.name for e in entities],
+        {(subject.name, slot) for subject, slot in passage.stated if isinstance(subject, Entity)},
+    )
 
 
 def block(passage: Passage, entity: Entity, until_words: float, dev: bool, said: list, known: bool = False) -> None:
@@ -173,8 +188,10 @@ def ask(passage: Passage, entities, said, dev: bool, version: str, mode: str) ->
                 (answerable if known else impossible).append((clause, role, asks[role]))
     out: list[Question] = []
     wanted = rng.randint(4, QUESTIONS_PER_PASSAGE)
-    for shelf, count in ((answerable, wanted if version == "1.1" else max(2, round(wanted * 2 / 3))),
-                         (impossible, 0 if version == "1.1" else wanted - max(2, round(wanted * 2 / 3)))):
+    for shelf, count in (
+        (answerable, wanted if version == "1.1" else max(2, round(wanted * 2 / 3))),
+        (impossible, 0 if version == "1.1" else wanted - max(2, round(wanted * 2 / 3))),
+    ):
         rng.shuffle(shelf)
         made = 0
         for subject, slot, options in shelf:
@@ -217,13 +234,13 @@ def build(passage: Passage, entities, subject, slot: str, option, mode: str, kno
     text = re.sub(r"\b([Aa]) (?=[aeio])", r"\1n ", text[0].upper() + text[1:])
     if not known:
         return Question(text, "", -1, key)
-    answer = passage.text[place[0]:place[1]]
+    answer = passage.text[place[0] : place[1]]
     if answer.lower() in text.lower() or len(answer.split()) > MAX_ANSWER_WORDS:
         return None
     same = re.findall(rf"(?<!\w){re.escape(answer.lower())}(?!\w)", passage.text.lower())
-    is_name = answer[0].isupper() and not answer.split()[0].isdigit() or answer.startswith(("the ", "The "))
+    is_name = (answer[0].isupper() and not answer.split()[0].isdigit()) or answer.startswith(("the ", "The "))
     if len(same) != 1 and not is_name:
-        return None         # the same words answer something else, too
+        return None  # the same words answer something else, too
     return Question(text, answer, place[0], key)
 
 
@@ -231,15 +248,18 @@ def squad(part: str, count: int, seed: int, version: str) -> dict:
     """The first `count` questions of the stream, as SQuAD JSON."""
     data, total, seen = [], 0, set()
     for made in passages(part, seed, version):
-        questions = [q for q in made.questions if q.text not in seen][:count - total]
+        questions = [q for q in made.questions if q.text not in seen][: count - total]
         if not questions or made.context in seen:
             continue
         seen.update(q.text for q in questions)
         seen.add(made.context)
         qas = []
         for question in questions:
-            qa = {"id": f"{part}-{seed}-{total:06d}", "question": question.text,
-                  "answers": [{"text": question.answer, "answer_start": question.start}] if question.start >= 0 else []}
+            qa = {
+                "id": f"{part}-{seed}-{total:06d}",
+                "question": question.text,
+                "answers": [{"text": question.answer, "answer_start": question.start}] if question.start >= 0 else [],
+            }
             if version == "2.0":
                 qa["is_impossible"] = question.start < 0
             qas.append(qa)

@@ -21,17 +21,17 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent / "patterns"
 AN = re.compile(r"\b([Aa]) (?=(?!uni|use|usu|eu|one)[aeiou]|hour|honest)")
-ROUND = str.maketrans("（）", "()")     # patterns write the brackets of prose in full width
+ROUND = str.maketrans("（）", "()")  # patterns write the brackets of prose in full width
 CHOICE = re.compile(r"\(([^()]*)\)|<(\w+)>")
 
 
 @dataclass(frozen=True)
 class Pattern:
-    key: str            # file:line, so that a test or a reader can find it again
+    key: str  # file:line, so that a test or a reader can find it again
     text: str
     dev: bool
     slots: tuple[str, ...]
-    about: str = ""     # the slot a question asks for
+    about: str = ""  # the slot a question asks for
 
 
 @dataclass
@@ -80,7 +80,7 @@ def expand(text: str, rng: random.Random, banks: dict) -> str:
             chosen = bank() if callable(bank) else rng.choice(bank)
         else:
             chosen = rng.choice(found[1].split("|"))
-        text = text[:found.start()] + chosen + text[found.end():]
+        text = text[: found.start()] + chosen + text[found.end() :]
 
 
 @cache
@@ -112,8 +112,11 @@ def patterns() -> Patterns:
                 topic.names, topic.short, topic.pron = parent.names, parent.short, parent.pron
                 topic.slots.update(parent.slots)
                 topic.rels.update(parent.rels)
-                for mine, theirs in ((topic.sentences, parent.sentences), (topic.questions, parent.questions),
-                                     (topic.frames, parent.frames)):
+                for mine, theirs in (
+                    (topic.sentences, parent.sentences),
+                    (topic.questions, parent.questions),
+                    (topic.frames, parent.frames),
+                ):
                     mine.extend(theirs)
             elif keyword in ("name", "short", "pron", "noun"):
                 setattr(topic, "names" if keyword == "name" else keyword, rest)
@@ -131,7 +134,9 @@ def patterns() -> Patterns:
                 shelf = dict(i=topic.intros, s=topic.sentences, q=topic.questions, f=topic.frames)[keyword]
                 shelf.append(Pattern(where, rest, dev, slots, about))
             else:
-                raise ValueError(f"{where}: unknown keyword '{word}'; known: topic name short pron noun base slot rel i s q f bank")
+                raise ValueError(
+                    f"{where}: unknown keyword '{word}'; known: topic name short pron noun base slot rel i s q f bank"
+                )
     for topic in topics.values():
         for pattern in (*topic.intros, *topic.sentences, *topic.questions, *topic.frames):
             for bank in re.findall(r"<(\w+)>", pattern.text):

@@ -37,9 +37,15 @@ def answers(context: str, golds: list[str], where: str) -> list[dict]:
 
 def load_handwritten(count: int | None = None, seed: int = 0, version: str = "1.1") -> dict:
     """All of it in order of the files, or `count` questions drawn by `seed`; version 1.1 leaves the unanswerable out."""
-    articles = [article for path in sorted(FOLDER.glob("*.json")) for article in json.loads(path.read_text(encoding="utf-8"))]
-    kept = [(a, q) for a, article in enumerate(articles) for q, qa in enumerate(article["qas"])
-            if version == "2.0" or len(qa) > 1]
+    articles = [
+        article for path in sorted(FOLDER.glob("*.json")) for article in json.loads(path.read_text(encoding="utf-8"))
+    ]
+    kept = [
+        (a, q)
+        for a, article in enumerate(articles)
+        for q, qa in enumerate(article["qas"])
+        if version == "2.0" or len(qa) > 1
+    ]
     if count is not None:
         if count > len(kept):
             raise ValueError(f"{count} handwritten questions asked for; there are {len(kept)} in the {version} form")
@@ -50,8 +56,11 @@ def load_handwritten(count: int | None = None, seed: int = 0, version: str = "1.
         for q, (question, *golds) in enumerate(article["qas"]):
             if (a, q) not in chosen:
                 continue
-            qa = {"id": f"handwritten-{a:02d}-{q:02d}", "question": question,
-                  "answers": answers(article["context"], golds, f"{article['title']}: {question}")}
+            qa = {
+                "id": f"handwritten-{a:02d}-{q:02d}",
+                "question": question,
+                "answers": answers(article["context"], golds, f"{article['title']}: {question}"),
+            }
             if version == "2.0":
                 qa["is_impossible"] = not golds
             qas.append(qa)

@@ -8,8 +8,9 @@ from data.builtin import world
 from data.builtin.grammar import Patterns, Topic, expand, split_top
 
 PRONOUNS = {"it": ("it", "it", "its"), "she": ("she", "her", "her"), "he": ("he", "him", "his")}
+MONTH = re.compile(r"[A-Z][a-z]+ \d{4}$")
 FULL_DATE = re.compile(r"\d+ [A-Z]|[A-Z][a-z]+ \d+,")
-BEGINNINGS = ("founded", "built", "launched", "opened", "described", "year", "expyear")
+BEGINNINGS = ("founded", "built", "launched", "opened", "described", "year", "expyear", "crowned")
 TOKEN = re.compile(r"\[(\w+)\]|\{([EOPT])\}")
 
 
@@ -27,7 +28,7 @@ class Entity:
     shorts: list[str]
     pron: str
     values: dict[str, Value] = field(default_factory=dict)
-    first_year: int = 0     # earliest year in which it can do anything
+    first_year: int = 0  # earliest year in which it can do anything
 
 
 class World:
@@ -36,11 +37,16 @@ class World:
     def __init__(self, patterns: Patterns, rng: random.Random, held_out: bool):
         self.patterns, self.rng = patterns, rng
         self.namer = world.Namer(rng, held_out)
-        self.used: set[str] = set()     # membership only, never iterated: order would differ between machines
+        self.used: set[str] = set()  # membership only, never iterated: order would differ between machines
         self.banks: dict = dict(patterns.banks)
-        self.banks.update(Stem=self.namer.stem, Town=self.namer.town, Surname=self.namer.surname,
-                          First=lambda: rng.choice(world.FEMALE + world.MALE), Person=self.person_name,
-                          Year=lambda: str(rng.randint(1700, 2005)))
+        self.banks.update(
+            Stem=self.namer.stem,
+            Town=self.namer.town,
+            Surname=self.namer.surname,
+            First=lambda: rng.choice(world.FEMALE + world.MALE),
+            Person=self.person_name,
+            Year=lambda: str(rng.randint(1700, 2005)),
+        )
 
     def expand(self, text: str) -> str:
         return expand(text, self.rng, self.banks)
@@ -57,13 +63,19 @@ class World:
         for _ in range(60):
             text = make()
             low = text.lower()
-            if low not in self.used and not any(low in old or old in low for old in self.used if min(len(low), len(old)) > 2):
+            if low not in self.used and not any(
+                low in old or old in low for old in self.used if min(len(low), len(old)) > 2
+            ):
                 self.used.add(low)
                 return text
         raise LookupError(text)
 
     def entity(self, topic_name: str) -> Entity:
         topic, rng = self.patterns.topics[topic_name], self.rng
+        if topic.pron == "royal":
+            pron, title = rng.choice((("she", "Queen"), ("he", "King")))
+            name = self.fresh(lambda: self.expand(topic.names.replace("{title}", title)))
+            return Entity(topic, name, [f"the {title.lower()}", "the ruler", "the monarch"], pron)
         if topic.pron == "person":
             pron = rng.choice(("she", "he"))
             name = self.fresh(lambda: self.person_name(rng.choice(world.FEMALE if pron == "she" else world.MALE)))
@@ -72,11 +84,12 @@ class World:
 
         def make() -> str:
             while True:
-                pattern = rng.choice(split_top(topic.names))
-                name = self.expand(pattern)
+                drawn = self.namer.drawn
+                name = self.expand(rng.choice(split_top(topic.names)))
                 # A name of ordinary words only has no stem that says which half of the world it is of.
-                if re.search(r"<(Stem|Town|Surname|Person)>", pattern) or world.is_held_out(name) == self.namer.held_out:
+                if self.namer.drawn > drawn or world.is_held_out(name) == self.namer.held_out:
                     return name
+
         name = self.fresh(make)
         return Entity(topic, name, [self.expand(s) for s in split_top(topic.short)], topic.pron)
 
@@ -101,7 +114,7 @@ class World:
         if kind == "entity":
             other = self.entity(rest)
             began = next((s for s in BEGINNINGS if s in entity.topic.slots), None)
-            if "born" in other.topic.slots and began:       # grown up when the work begins
+            if "born" in other.topic.slots and began:  # grown up when the work begins
                 year = self.value(entity, began).number - rng.randint(25, 45)
                 other.values["born"] = Value(str(year), year)
             elif "founded" in other.topic.slots and began and entity.topic.name != "river":
@@ -121,6 +134,7 @@ class World:
                     if item not in items:
                         items.append(item)
                 return ", ".join(items[:-1]) + " and " + items[-1]
+
             count = rng.randint(low, high)
             return Value(self.fresh(make_list))
         span, _, unit = rest.partition(" ")
@@ -143,13 +157,14 @@ class World:
                 return text
             name = self.expand(unit)
             return f"{text} {name}" if kind in ("num", "span") else f"{world.number(value, False)} {name}"
+
         return Value(self.fresh(make), drawn[0])
 
 
 @dataclass
 class Piece:
     text: str
-    fact: tuple | None = None       # (entity, slot) that this text states
+    fact: tuple | None = None  # (entity, slot) that this text states
 
 
 class Passage:
@@ -160,8 +175,8 @@ class Passage:
         self.text = ""
         self.stated: dict[tuple, tuple[int, int]] = {}
         self.keys: list[str] = []
-        self.focus: Entity | None = None        # whom a pronoun would mean
-        self.names_only = False                 # after a second thing of the same kind "the bridge" is ambiguous
+        self.focus: Entity | None = None  # whom a pronoun would mean
+        self.names_only = False  # after a second thing of the same kind "the bridge" is ambiguous
 
     def words(self) -> int:
         return len(self.text.split())
@@ -175,18 +190,22 @@ class Passage:
             name = self.rng.choice(entity.shorts)
         else:
             name = entity.name
+        if case == "P" and name.endswith('"'):
+            name = entity.shorts[0]
         return name + ("'" if name.endswith("s") else "'s") * (case == "P")
 
     def pieces(self, text: str, entity: Entity) -> list[Piece]:
         """Fill an expanded pattern with mentions and values."""
         out, at, again = [], 0, False
         for found in TOKEN.finditer(text):
-            out.append(Piece(text[at:found.start()]))
+            out.append(Piece(text[at : found.start()]))
             if found[1]:
                 value = self.world.value(entity, found[1]).text
                 if FULL_DATE.match(value) and out[-1].text.lower().endswith("in "):
                     before = out[-1].text
                     out[-1].text = before[:-3] + ("On " if before.endswith("In ") else "on ")
+                elif MONTH.match(value) and out[-1].text.lower().endswith("on "):
+                    out[-1].text = out[-1].text[:-3] + ("In " if out[-1].text.endswith("On ") else "in ")
                 out.append(Piece(value, (entity, found[1])))
             else:
                 out.append(Piece(self.mention(entity, found[2], again)))

@@ -35,8 +35,10 @@ class Namer:
 
     def __init__(self, rng: random.Random, held_out: bool):
         self.rng, self.held_out = rng, held_out
+        self.drawn = 0  # how many stems and surnames it has given out
 
     def _mine(self, make) -> str:
+        self.drawn += 1
         while is_held_out(text := make()) != self.held_out:
             pass
         return text
@@ -45,9 +47,13 @@ class Namer:
         rng = self.rng
         size = rng.choice((1, 2, 2, 2, 3))
         text = ""
-        for at in range(size):      # clusters only at the ends, so that the names can be spoken
+        for at in range(size):  # clusters only at the ends, so that the names can be spoken
             onset = rng.choice(ONSETS) if at == 0 else rng.choice("b d f g k l m n p r s t v z nd rr ll st".split())
-            text += onset + rng.choice(VOWELS) + (rng.choice(CODAS) if at == size - 1 else rng.choice(("", "", "l", "n", "r")))
+            text += (
+                onset
+                + rng.choice(VOWELS)
+                + (rng.choice(CODAS) if at == size - 1 else rng.choice(("", "", "l", "n", "r")))
+            )
         return text.replace("yy", "y").replace("lll", "ll").replace("sss", "ss").capitalize()
 
     def stem(self) -> str:
@@ -55,6 +61,7 @@ class Namer:
             while not 4 <= len(text := self._stem()) <= 9:
                 pass
             return text
+
         return self._mine(make)
 
     def surname(self) -> str:
@@ -101,4 +108,6 @@ def an(before: str, word: str) -> str:
         return before
     w = word.lower()
     vowel = w[:1] in tuple("aeiou") and not w.startswith(("uni", "use", "usu", "eu", "one", "once", "ut"))
-    return before[:-1] + "n " if vowel or w.startswith(("hour", "honest", "honour", "heir", "8", "11 ", "18 ")) else before
+    return (
+        before[:-1] + "n " if vowel or w.startswith(("hour", "honest", "honour", "heir", "8", "11 ", "18 ")) else before
+    )
