@@ -8,7 +8,7 @@ import random
 import re
 from dataclasses import dataclass
 
-from data.builtin import clauses
+from data.builtin import clauses, forms
 from data.builtin.grammar import Topic, patterns
 from data.builtin.passage import PRONOUNS, Entity, Passage, World
 
@@ -81,8 +81,8 @@ def one_passage(rng: random.Random, topic: Topic, held_out: bool, dev: bool, ver
             entities.append(rng.choice(stated))
     if mode == "pair":
         entities.append(draw.entity(topic.name))
-    if len(entities) == 2:
-        block(passage, entities[1], goal, dev, said, known=mode == "related")
+    if len(entities) == 2 and not block(passage, entities[1], goal, dev, said):
+        entities.pop()
     if not LENGTH_WORDS[0] <= passage.words() <= LENGTH_WORDS[1]:
         return None
     asked = ask(passage, entities, said, dev, version, mode)
@@ -99,8 +99,8 @@ def one_passage(rng: random.Random, topic: Topic, held_out: bool, dev: bool, ver
     )
 
 
-def block(passage: Passage, entity: Entity, until_words: float, dev: bool, said: list, known: bool = False) -> None:
-    """Sentences about one thing: an introduction, then facts until there are enough words."""
+def block(passage: Passage, entity: Entity, until_words: float, dev: bool, said: list) -> bool:
+    """An introduction, then facts until there are enough words; False where no introduction is left to use."""
     rng, topic = passage.rng, entity.topic
     passage.focus = None
     intros = [p for p in topic.intros if p.dev == dev]
@@ -110,9 +110,9 @@ def block(passage: Passage, entity: Entity, until_words: float, dev: bool, said:
         rng.shuffle(shelf)
     used: set[str] = {clause.key for clause in said}
     stated: set[str] = set()
+    if not (intros := [p for p in intros if p.key not in passage.keys]):
+        return False
     pattern = rng.choice(intros)
-    if dev and len(intros) == 1 and pattern.key in passage.keys:
-        return None
     state(passage, entity, pattern, stated)
     while passage.words() < until_words and (plain or frames):
         if plain and (not frames or rng.random() < 0.62):
@@ -129,7 +129,7 @@ def block(passage: Passage, entity: Entity, until_words: float, dev: bool, said:
                         made.append(clauses.make(passage, frames.pop(), entity))
                 state_clause(passage, entity, made, dev)
                 said.extend(made)
-    return None
+    return True
 
 
 def state(passage: Passage, entity: Entity, pattern, stated: set[str]) -> None:
@@ -139,14 +139,14 @@ def state(passage: Passage, entity: Entity, pattern, stated: set[str]) -> None:
 
 
 def state_clause(passage: Passage, entity: Entity, made: list, dev: bool) -> None:
-    single, pairs = (clauses.DEV_FORMS, clauses.DEV_PAIRS) if dev else (clauses.FORMS, clauses.PAIRS)
-    forms = pairs if len(made) == 2 else single
+    single, pairs = (forms.DEV_FORMS, forms.DEV_PAIRS) if dev else (forms.FORMS, forms.PAIRS)
+    shapes = pairs if len(made) == 2 else single
     if entity.topic.pron != "person":
-        forms = [form.replace("who had", "which had") for form in forms]
+        shapes = [form.replace("who had", "which had") for form in shapes]
     if made[0].tense == "pres":
-        forms = [form for form in forms if form[0] == "S" or "by O" in form] or forms
+        shapes = [form for form in shapes if form[0] == "S" or "by O" in form] or shapes
     while True:
-        form = passage.rng.choice(forms)
+        form = passage.rng.choice(shapes)
         pieces = clauses.sentence(passage, made, form)
         if pieces:
             passage.add(pieces, entity, ("dev form: " if dev else "form: ") + form)
@@ -181,7 +181,7 @@ def ask(passage: Passage, entities, said, dev: bool, version: str, mode: str) ->
                 known = (entity, slot) in passage.stated
                 (answerable if known else impossible).append((entity, slot, options))
     for clause in said:
-        asks = clauses.DEV_ASK if dev else clauses.ASK
+        asks = forms.DEV_ASK if dev else forms.ASK
         for role in asks:
             known = (clause, role) in passage.stated or (role == "subj" and (clause, "obj") in passage.stated)
             if known or role in ("time", "place", "why", "with", "how"):

@@ -77,7 +77,7 @@ def expand(text: str, rng: random.Random, banks: dict) -> str:
             return AN.sub(r"\1n ", text).translate(ROUND)
         if found[2]:
             bank = banks[found[2]]
-            chosen = bank() if callable(bank) else rng.choice(bank)
+            chosen = str(bank() if callable(bank) else rng.choice(bank))
         else:
             chosen = rng.choice(found[1].split("|"))
         text = text[: found.start()] + chosen + text[found.end() :]
@@ -89,7 +89,7 @@ def patterns() -> Patterns:
     topics: dict[str, Topic] = {}
     banks: dict[str, list[str]] = {}
     for path in sorted(FOLDER.glob("*.txt")):
-        topic = None
+        topic = Topic("")
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             line = line.split("#")[0].strip()
             if not line:
@@ -97,6 +97,8 @@ def patterns() -> Patterns:
             word, _, rest = line.partition(" ")
             rest, dev, keyword = rest.strip(), word.endswith("!"), word.rstrip("!")
             where = f"{path.stem}:{number}"
+            if not topic.name and keyword not in ("bank", "topic"):
+                raise ValueError(f"{where}: '{keyword}' before the first 'topic' of the file: {line}")
             if keyword in ("bank", "slot", "rel"):
                 left, equals, right = (part.strip() for part in rest.partition("="))
                 if not equals:

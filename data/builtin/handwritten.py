@@ -36,7 +36,7 @@ def answers(context: str, golds: list[str], where: str) -> list[dict]:
 
 
 def load_handwritten(count: int | None = None, seed: int = 0, version: str = "1.1") -> dict:
-    """All of it in order of the files, or `count` questions drawn by `seed`; version 1.1 leaves the unanswerable out."""
+    """All, in order of the files, or `count` questions drawn by `seed`; version 1.1 leaves the unanswerable out."""
     articles = [
         article for path in sorted(FOLDER.glob("*.json")) for article in json.loads(path.read_text(encoding="utf-8"))
     ]

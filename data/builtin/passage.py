@@ -10,6 +10,7 @@ from data.builtin.grammar import Patterns, Topic, expand, split_top
 PRONOUNS = {"it": ("it", "it", "its"), "she": ("she", "her", "her"), "he": ("he", "him", "his")}
 MONTH = re.compile(r"[A-Z][a-z]+ \d{4}$")
 FULL_DATE = re.compile(r"\d+ [A-Z]|[A-Z][a-z]+ \d+,")
+LAST_YEAR = 2020
 BEGINNINGS = ("founded", "built", "launched", "opened", "described", "year", "expyear", "crowned")
 TOKEN = re.compile(r"\[(\w+)\]|\{([EOPT])\}")
 
@@ -141,6 +142,8 @@ class World:
         base, plus, more = span.partition("+")
         offset = self.value(entity, base).number if plus else 0
         low, high = map(int, (more if plus else span).split(".."))
+        if kind in ("year", "date"):
+            high = max(low, min(high, LAST_YEAR - offset))
         drawn = [0]
 
         def make() -> str:

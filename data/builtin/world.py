@@ -11,16 +11,20 @@ ONSETS = "b br c cl cr d dr f fl g gl gr h j k kl l m n p pr qu r s sk sl st t t
 VOWELS = "a a a e e e i i o o u ae ei oa ia ou ai y".split()
 CODAS = "l n r s m nd rn ll th sk lm rt nt st ck v x d g ss".split() + [""] * 8
 TOWN_ENDINGS = "ton ford by mouth field wick ham stead burgh holm dale port minster haven gate ville ia a".split()
-FEMALE = """Anna Maria Clara Ruth Edith Helen Ada Irene Lucy Martha Nora Alice Agnes Vera Rosa Ida Emma Laura Judith
- Esther Miriam Sofia Elena Greta Ingrid Astrid Leila Amina Yasmin Mei Hana Keiko Priya Anjali Zainab Farida Ngozi Wanjiru
- Teresa Lucia Paula Beatrice Julia Frances Harriet Winifred Olga Tamara Katya Marta""".split()
-MALE = """John Thomas Henry Albert Arthur Edward Samuel Daniel Peter Paul Simon Martin Walter Hugo Oscar Felix Anton Karl
- Otto Emil Ivan Boris Pavel Stefan Marco Luca Diego Carlos Omar Karim Yusuf Hassan Rashid Kenji Hiro Wei Jun Ravi Arjun
- Kofi Kwame Tunde Joseph Benjamin Frederick Robert William George Philip Nathan""".split()
-SURNAMES = """Harrow Marsh Fletcher Thorne Ashby Calder Whitlock Pembroke Lindqvist Okafor Moreau Castellan Brandt Novak
- Petrov Haddad Tanaka Iyer Mensah Duarte Silva Romano Keller Vogel Jansen Larsen Holm Berg Sutter Weaver Mason Cooper
- Turner Baker Carter Fisher Shepherd Archer Hale Winter Frost Rivers Stone Field Lane Brook Hill Wells Marlow Crane Swift
- Finch Drake Heron Wolfe Fox Lamb Bullock Reed Ferris Gould Hooper Ingram Jarvis Kemp Lowell Merton Norris Oakley Pryce""".split()
+FEMALE = """
+    Anna Maria Clara Ruth Edith Helen Ada Irene Lucy Martha Nora Alice Agnes Vera Rosa Ida Emma Laura Judith Esther
+    Miriam Sofia Elena Greta Ingrid Astrid Leila Amina Yasmin Mei Hana Keiko Priya Anjali Zainab Farida Ngozi
+    Wanjiru Teresa Lucia Paula Beatrice Julia Frances Harriet Winifred Olga Tamara Katya Marta""".split()
+MALE = """
+    John Thomas Henry Albert Arthur Edward Samuel Daniel Peter Paul Simon Martin Walter Hugo Oscar Felix Anton Karl
+    Otto Emil Ivan Boris Pavel Stefan Marco Luca Diego Carlos Omar Karim Yusuf Hassan Rashid Kenji Hiro Wei Jun Ravi
+    Arjun Kofi Kwame Tunde Joseph Benjamin Frederick Robert William George Philip Nathan""".split()
+SURNAMES = """
+    Harrow Marsh Fletcher Thorne Ashby Calder Whitlock Pembroke Lindqvist Okafor Moreau Castellan Brandt Novak
+    Petrov Haddad Tanaka Iyer Mensah Duarte Silva Romano Keller Vogel Jansen Larsen Holm Berg Sutter Weaver Mason
+    Cooper Turner Baker Carter Fisher Shepherd Archer Hale Winter Frost Rivers Stone Field Lane Brook Hill Wells
+    Marlow Crane Swift Finch Drake Heron Wolfe Fox Lamb Bullock Reed Ferris Gould Hooper Ingram Jarvis Kemp Lowell
+    Merton Norris Oakley Pryce""".split()
 MONTHS = "January February March April May June July August September October November December".split()
 SMALL = "zero one two three four five six seven eight nine ten eleven twelve".split()
 
