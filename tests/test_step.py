@@ -1,0 +1,217 @@
+"""The step: scaling, accumulation, clipping and skipping, on a model of two variables."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from train.optimizer import AdamW, learning_rate
+from train.precision import LossScale
+from train.step import Step
+
+@pytest.fixture(autouse=True)
+def _eager():
+    """Run what is compiled in earnest as plain Python: compiling a step takes longer than all the tests of it."""
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
+
+
+NORM, FINITE, RATE, SCALE = 1, 2, 3, 4  # places in what a step returns
+
+
+def batch(rows: int = 8, seed: int = 0, real: int | None = None) -> dict[str, tf.Tensor]:
+    """Inputs [B, 4] and targets [B, 3]; rows from `real` on are fillers of weight 0."""
+    random = np.random.default_rng(seed)
+    x, y = random.normal(size=(rows, 4)).astype(np.float32), random.normal(size=(rows, 3)).astype(np.float32)
+    weight = (np.arange(rows) < (rows if real is None else real)).astype(np.float32)
+    arrays = {"token_ids": np.zeros((rows, 1), np.int32), "x": x, "y": y, "weight": weight}
+    return {name: tf.constant(value) for name, value in arrays.items()}
+
+
+def joined(*batches: dict) -> dict:
+    return {name: tf.concat([one[name] for one in batches], axis=0) for name in batches[0]}
+
+
+def spoilt(given: dict) -> dict:
+    """The same batch with an infinite target: its gradients are not finite."""
+    return given | {"y": given["y"] * np.inf}
+
+
+def make(*, compute=tf.float32, scale=1.0, batch_size=8, rate=0.1, initial=0.5, squash=1.0, **settings) -> Step:
+    """A step that learns y = x @ kernel + bias in mean squares, its product in `compute`."""
+    random = np.random.default_rng(7)
+    weights = {
+        "layer.kernel": tf.Variable((random.normal(size=(4, 3)) * initial).astype(np.float32)),
+        "layer.bias": tf.Variable(np.zeros(3, np.float32)),
+    }
+
+    def objective(given, seed):
+        product = tf.cast(given["x"], compute) @ tf.cast(weights["layer.kernel"], compute)
+        error = tf.cast(product, tf.float32) + weights["layer.bias"] - given["y"]
+        return {"loss": tf.reduce_sum(tf.reduce_sum(tf.square(error) * squash, axis=1) * given["weight"])}
+
+    optimizer = AdamW(weights, lambda done: learning_rate(done, rate, 2, 20))
+    growth = settings.pop("growth_interval", 2000)
+    return Step(objective, optimizer, LossScale(True, scale, growth), batch_size=batch_size, **settings)
+
+
+def everything(step: Step) -> dict[str, np.ndarray]:
+    return {name: variable.numpy() for name, variable in {**step.variables(), **step.optimizer.weights}.items()}
+
+
+def weights(step: Step) -> np.ndarray:
+    return np.concatenate([variable.numpy().ravel() for variable in step.optimizer.weights.values()])
+
+
+def test_a_step_reports_loss_norm_rate_and_scale():
+    step, given = make(scale=4.0), batch()
+    error = given["x"].numpy() @ step.optimizer.weights["layer.kernel"].numpy() - given["y"].numpy()
+    gradient = np.concatenate([(given["x"].numpy().T @ error * 2 / 8).ravel(), error.sum(0) * 2 / 8])
+    assert step.measured == ("loss", "gradient_norm", "finite", "learning_rate", "loss_scale")
+    expected = [(error**2).sum(1).mean(), np.linalg.norm(gradient), 1.0, 0.05, 4.0]
+    np.testing.assert_allclose(step(given, 0).numpy(), expected, rtol=1e-5)
+
+
+def test_the_weights_do_not_depend_on_the_scale():
+    one, other = make(scale=1.0), make(scale=2.0**15)
+    for number in range(5):
+        first, second = one(batch(seed=number), number).numpy(), other(batch(seed=number), number).numpy()
+        np.testing.assert_array_equal(first[:SCALE], second[:SCALE])
+    np.testing.assert_array_equal(weights(one), weights(other))  # powers of two do not round
+
+
+@pytest.mark.parametrize("settings", [{"accumulate": 2}, {"jit": True}], ids=str)
+def test_a_compiled_step_computes_what_its_source_says(settings):
+    written, compiled = make(scale=8.0, **settings), make(scale=8.0, **settings)
+    given = [batch(), batch(seed=1), spoilt(batch()), batch(seed=2)]
+    expected = [written(one, number).numpy() for number, one in enumerate(given)]
+    tf.config.run_functions_eagerly(False)
+    reports = [compiled(one, number).numpy() for number, one in enumerate(given)]
+    np.testing.assert_allclose(reports, expected, rtol=1e-5)
+    for name, value in everything(written).items():
+        np.testing.assert_allclose(everything(compiled)[name], value, rtol=1e-5, atol=1e-7, err_msg=name)
+
+
+def test_two_batches_summed_are_one_of_twice_the_size():
+    summed, whole = make(accumulate=2), make(batch_size=16)
+    for number in range(0, 6, 2):
+        halves = batch(seed=number), batch(seed=number + 1)
+        for place, half in enumerate(halves):
+            summed(half, number + place)
+        whole(joined(*halves), number)
+    np.testing.assert_allclose(weights(summed), weights(whole), rtol=1e-5, atol=1e-6)
+    assert int(summed.optimizer.updates.numpy()) == int(whole.optimizer.updates.numpy()) == 3
+
+
+def test_a_sum_that_is_not_complete_moves_no_weight():
+    step = make(accumulate=3)
+    before = weights(step)
+    step(batch(), 0)
+    step(batch(seed=1), 1)
+    np.testing.assert_array_equal(weights(step), before)
+    step(batch(seed=2), 2)
+    assert (weights(step) != before).all()
+
+
+@pytest.mark.parametrize("bad", [0, 1])
+def test_one_batch_that_is_not_finite_discards_all_that_is_summed_with_it(bad):
+    step = make(accumulate=2, scale=8.0)
+    before = everything(step)
+    for place in range(2):
+        step(spoilt(batch(seed=place)) if place == bad else batch(seed=place), place)
+    after = everything(step)
+    changed = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert changed == {"loss_scale.scale", "loss_scale.skipped", "loss_scale.skipped_in_a_row"}  # the sums are empty again
+    assert after["loss_scale.scale"] == 4 and after["loss_scale.skipped"] == 1
+    fresh = make(accumulate=2, scale=4.0)
+    for place in (2, 3):
+        step(batch(seed=place), place)
+        fresh(batch(seed=place), place)
+    np.testing.assert_array_equal(weights(step), weights(fresh))
+
+
+def test_a_step_that_is_not_finite_changes_neither_weights_nor_slots_nor_schedule():
+    step = make(scale=8.0)
+    step(batch(), 0)
+    before = everything(step)
+    report = step(spoilt(batch()), 1).numpy()
+    assert report[FINITE] == 0
+    after = everything(step)
+    assert {name for name in before if not np.array_equal(before[name], after[name])} == {
+        "loss_scale.scale", "loss_scale.skipped", "loss_scale.skipped_in_a_row", "loss_scale.good"
+    }  # fmt: skip
+    assert step(batch(), 2).numpy()[RATE] == np.float32(0.1)  # the rate of update 1, as if nothing had been
+
+
+def test_a_partial_batch_is_normalised_by_its_real_rows():
+    partial, small = make(batch_size=8), make(batch_size=5)
+    given = batch(8, real=5)
+    one = partial(given, 0).numpy()
+    other = small({name: value[:5] for name, value in given.items()}, 0).numpy()
+    np.testing.assert_allclose(one, other, rtol=1e-5)
+    np.testing.assert_allclose(weights(partial), weights(small), rtol=1e-6)
+
+
+def test_gradients_are_clipped_after_they_are_unscaled():
+    """A scale of 2^10 alone must not make gradients of norm 8 look like 8192 and shrink them to the bound."""
+    free, bound, scaled = make(clip_norm=0.0), make(clip_norm=1.0), make(clip_norm=1.0, scale=1024.0)
+    norms = [step(batch(), 0).numpy()[NORM] for step in (free, bound, scaled)]
+    assert norms[0] == norms[1] == norms[2] > 1  # what is reported is the norm before clipping
+    mean = [np.concatenate([slot.numpy().ravel() for slot in step.optimizer.mean.values()]) for step in (free, bound, scaled)]
+    assert np.linalg.norm(mean[0]) == pytest.approx(0.1 * norms[0], rel=1e-5)
+    assert np.linalg.norm(mean[1]) == pytest.approx(0.1, rel=1e-5)
+    np.testing.assert_allclose(mean[2], mean[1], rtol=1e-6)
+
+
+def test_the_scale_saves_gradients_that_float16_cannot_hold():
+    """Gradients of 1e-9 are zero in float16 (smallest: 6e-8), unless the loss was scaled before the backward pass."""
+    moved = {}
+    for scale in (1.0, 2.0**15):
+        step = make(compute=tf.float16, scale=scale, squash=1e-9, clip_norm=0.0)
+        step(batch(), 0)
+        moved[scale] = np.abs(step.optimizer.mean["layer.kernel"].numpy()).max()
+    assert moved[1.0] == 0
+    assert moved[2.0**15] > 0
+
+
+def test_a_scale_too_high_for_float16_is_halved_until_steps_are_taken():
+    step = make(compute=tf.float16, scale=2.0**24)
+    before = weights(step)
+    skips = 0
+    while step(batch(), skips).numpy()[FINITE] == 0:
+        np.testing.assert_array_equal(weights(step), before)
+        skips += 1
+    assert 5 <= skips <= 20
+    assert float(step.loss_scale.scale.numpy()) == 2.0 ** (24 - skips)
+    assert all(np.isfinite(value).all() for value in everything(step).values())
+
+
+def test_the_variable_whose_gradient_is_not_finite_is_named():
+    step = make()
+    step.optimizer.weights["layer.kernel"].assign(np.full((4, 3), 1e20, np.float32))
+    assert step.first_not_finite(batch() | {"y": batch()["y"] * 0}, 0) == "none; only their norm overflows"
+    step.optimizer.weights["layer.kernel"].assign(np.full((4, 3), 1e38, np.float32))
+    given = batch() | {"x": tf.constant(np.full((8, 4), 3.0, np.float32))}  # 3 * 3 * 1e38 is too much, 3 * 1e38 is not
+    assert step.first_not_finite(given | {"x": given["x"] / 4 * 3}, 0) == "layer.kernel"
+
+
+def test_each_batch_shape_is_remembered():
+    step = make()
+    for rows in (8, 4, 8):
+        step(batch(rows), 0)
+    assert step.shapes == {(8, 1), (4, 1)}
+
+
+def test_seeds_differ_between_steps_and_repeat_for_one():
+    seen = {}
+    weight = {"w.kernel": tf.Variable(1.0)}
+
+    def objective(given, seed):
+        noise = tf.random.stateless_uniform([], seed)
+        return {"loss": weight["w.kernel"] * tf.reduce_sum(given["weight"]) * noise}
+
+    step = Step(objective, AdamW(weight, lambda done: 0.0), LossScale(False), batch_size=8, seed=3)
+    for number in (0, 1, 2, 1):
+        seen.setdefault(number, []).append(float(step(batch(), number).numpy()[NORM]))
+    assert seen[1][0] == seen[1][1]
+    assert len({values[0] for values in seen.values()}) == 3
