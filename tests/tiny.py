@@ -1,4 +1,4 @@
-"""A BERT that trains in seconds: weights as Hugging Face lays them out, a vocabulary, questions, and ways to run them."""
+"""A BERT that trains in seconds: weights as Hugging Face lays them out, a vocabulary, questions, ways to run it."""
 
 import json
 import os

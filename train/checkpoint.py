@@ -27,7 +27,8 @@ STATE_FILE, POSITION_FILE = "state.safetensors", "state.json"
 
 def values(variables: Mapping[str, keras.Variable | tf.Variable]) -> dict[str, np.ndarray]:
     """The variables' values by name, contiguous, as safetensors wants them."""
-    return {name: np.ascontiguousarray(variable.numpy()) for name, variable in variables.items()}
+    # not ascontiguousarray, which makes [1] of a scalar
+    return {name: np.asarray(variable.numpy(), order="C") for name, variable in variables.items()}
 
 
 def assign(variables: Mapping[str, keras.Variable | tf.Variable], arrays: Mapping[str, np.ndarray], source: str) -> None:
@@ -98,6 +99,9 @@ def load_last(folder: Path, weights, state) -> dict:
     recover(folder)
     if not folder.is_dir():
         raise UserError(f"{folder} does not exist: the run stopped before its first checkpoint; start it with --overwrite")
+    for name in (MODEL_FILE, STATE_FILE, POSITION_FILE):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder} lacks {name}; put it back, or start the run again with --overwrite")
     assign(weights, read_tensors(folder / MODEL_FILE), str(folder / MODEL_FILE))
     assign(state, read_tensors(folder / STATE_FILE), str(folder / STATE_FILE))
     return read_json(folder / POSITION_FILE)
