@@ -34,14 +34,17 @@ def main(config: TrainConfig) -> dict:
     machine = hardware.prepare(config.device, config.distribute, config.deterministic, config.seed)
     chosen = precision.choose(config.amp, machine.gpu)
     jit, why_jit = hardware.use_xla(config.jit, machine.gpu)
-    fused, why_attention = hardware.use_fused_attention(machine.gpu, jit, chosen)
     say = print if machine.chief else lambda *words: None
     say(f"precision: {chosen.compute} ({chosen.reason})")
     say(f"device: {'GPU' if machine.gpu else 'CPU'}, {machine.replicas * 1} replica(s); xla: {'on' if jit else 'off'} ({why_jit})")
-    say(f"attention: {why_attention}")
 
-    out = open_run(Path(config.out), config, machine.chief)
+    out = Path(config.out)
+    if machine.chief:  # another worker may look when the chief has begun to write
+        check_out(out, config)
     source = read_weights(config)
+    sizes = trained_sizes(source, config)
+    fused, why_attention = hardware.use_fused_attention(machine.gpu, jit, chosen, sizes.attention_dropout)
+    say(f"attention: {why_attention}")
     tokenizer = Tokenizer.from_config(source.tokenizer, vocab_file(config, source))
     if tokenizer.size > source.config.vocabulary:
         raise UserError(
@@ -55,7 +58,7 @@ def main(config: TrainConfig) -> dict:
     dev_features = tokenised(dev_set, tokenizer, options, config, say, "dev") if dev_set else None
 
     with machine.scope():
-        model = build(source, config, chosen.policy, fused, say)
+        model = build(source, sizes, chosen.policy, fused, say)
         edges = batches.edges(features.length, most=config.buckets, window=config.window)
         steps_per_epoch = -(-len(features) // config.batch_size)
         step = make_step(model, config, chosen, jit, machine, steps_per_epoch)
@@ -63,8 +66,9 @@ def main(config: TrainConfig) -> dict:
 
     info = describe(config, source, tokenizer, train_set)
     if machine.chief and not config.resume:
-        shutil.copyfile(tokenizer.vocab_file, out / "vocab.txt")
+        empty(out)  # as late as this: a mistake in the other settings must not cost the run that is there
         run_folder.write(out, info)
+        shutil.copyfile(tokenizer.vocab_file, out / "vocab.txt")
     evaluate = None
     if dev_set and dev_features is not None and machine.chief:
         evaluate = Evaluator(model, dev_set, dev_features, max_answer_tokens=config.max_answer_tokens, jit=jit)
@@ -94,8 +98,8 @@ def main(config: TrainConfig) -> dict:
     return {"out": str(out), "metrics": metrics}
 
 
-def open_run(out: Path, config: TrainConfig, chief: bool) -> Path:
-    """The run folder, made or checked. Raises: UsageError when it exists and nothing was said about that."""
+def check_out(out: Path, config: TrainConfig) -> None:
+    """Raise a UsageError unless --out is free, or a run that the settings allow to go on with or to overwrite."""
     if config.resume:
         if not (out / "config.json").exists():
             raise UsageError(f"--resume: there is no run in {out}; leave --resume out to start one")
@@ -105,16 +109,35 @@ def open_run(out: Path, config: TrainConfig, chief: bool) -> Path:
         if changed:
             names = ", ".join(f"{name} ({before.get(name)} -> {now[name]})" for name in sorted(changed))
             raise UsageError(f"--resume goes on with the same settings; changed: {names}. Start another run for those")
-        return out
-    if out.exists() and any(out.iterdir()):
+    elif out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is a file, a run needs a folder; name another --out")
+    elif out.exists() and any(out.iterdir()):
         if not config.overwrite:
             raise UsageError(f"{out} exists; add --resume to go on with it, --overwrite to start again, or name another --out")
-        if not ((out / "config.json").exists() or (out / "metrics.jsonl").exists()):
+        if not is_run(out):
             raise UsageError(f"{out} is no run folder, it is not overwritten; name another --out")
-        if chief:
-            shutil.rmtree(out)
-    out.mkdir(parents=True, exist_ok=True)
-    return out
+        for name in ("model", "data", "dev", "vocab"):
+            source = Path(getattr(config, name) or "").resolve()
+            if getattr(config, name) and (source == out.resolve() or out.resolve() in source.parents):
+                raise UsageError(f"--overwrite would delete --{name} {source}, which lies in --out; name another --out")
+
+
+def is_run(folder: Path) -> bool:
+    """Whether the folder is one of ours; a model's folder has a config.json, too."""
+    try:
+        return bool(run_folder.read(folder))
+    except UserError:
+        return False
+
+
+def empty(folder: Path) -> None:
+    """Make the folder, or delete all that is in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def read_weights(config: TrainConfig) -> weights.Published:
@@ -152,13 +175,18 @@ def tokenised(dataset, tokenizer, options, config: TrainConfig, say, title: str)
         return featurise(dataset, tokenizer, options, cache_dir=root, progress=progress)
 
 
-def build(source: weights.Published, config: TrainConfig, policy: str, fused: bool, say) -> SpanModel:
+def trained_sizes(source: weights.Published, config: TrainConfig) -> BertConfig:
+    """The source's sizes with the dropout rates of this run."""
+    if config.window > source.config.positions:
+        raise UserError(
+            f"--window {config.window} needs as many position vectors, {source.source} has {source.config.positions}"
+        )
+    rates = {"dropout": config.dropout, "attention_dropout": config.attention_dropout}
+    return dataclasses.replace(source.config, **{name: rate for name, rate in rates.items() if rate is not None})
+
+
+def build(source: weights.Published, sizes: BertConfig, policy: str, fused: bool, say) -> SpanModel:
     """The model with the source's weights in it; what the source lacks (the head) stays random, by the run's seed."""
-    sizes = source.config
-    if config.dropout is not None:
-        sizes = dataclasses.replace(sizes, dropout=config.dropout, attention_dropout=config.dropout)
-    if config.window > sizes.positions:
-        raise UserError(f"--window {config.window} needs as many position vectors, {source.source} has {sizes.positions}")
     model = SpanModel(sizes, policy, fused)
     for name, variable in model.names().items():
         if name in source.tensors:

@@ -82,36 +82,40 @@ class Step:
         ids = batch["token_ids"]
         ids = self.strategy.experimental_local_results(ids)[0] if self.strategy else ids
         self.shapes.add(tuple(ids.shape))
-        return self._run(batch, tf.constant(step, tf.int64))
+        return self._run(batch, self._clock(step))
 
     def first_not_finite(self, batch: dict, step: int) -> str:
         """Name of the first variable whose gradient is not finite for this batch, for the message before an abort."""
         if self.strategy is not None:
             return "(not searched on several devices)"
-        gradients, _ = self._backward(batch, tf.constant(step, tf.int64), 0)
+        gradients, _ = self._backward(batch, self._clock(step), 0)
         for name, gradient in zip(self.optimizer.weights, gradients, strict=True):
             if not bool(tf.reduce_all(tf.math.is_finite(gradient))):
                 return name
         return "none; only their norm overflows"
 
-    def _one_device(self, batch, step):
-        gradients, report = self._backward(batch, step, 0)
+    def _clock(self, step: int) -> tf.Tensor:
+        """(seed, step): an argument, not a constant, so that runs which differ in the seed alone share compiled code."""
+        return tf.constant([self.seed, step], tf.int64)
+
+    def _one_device(self, batch, clock):
+        gradients, report = self._backward(batch, clock, 0)
         return self._finish(gradients, report, 0)
 
-    def _many_devices(self, batch, step):
+    def _many_devices(self, batch, clock):
         def replica(batch):
             context = tf.distribute.get_replica_context()
-            index = context.replica_id_in_sync_group
-            gradients, report = self._backward(batch, step, index)
+            index = int(tf.get_static_value(context.replica_id_in_sync_group))  # a constant tensor otherwise
+            gradients, report = self._backward(batch, clock, index)
             *gradients, report = context.all_reduce(tf.distribute.ReduceOp.SUM, [*gradients, report])
             return self._finish(gradients, report, index)
 
         return self.strategy.experimental_local_results(self.strategy.run(replica, args=(batch,)))[0]
 
-    def _backward_body(self, batch, step, replica):
+    def _backward_body(self, batch, clock, replica):
         """Gradients of scale * loss / batch_size, float32 [...] each, and [weight, parts...] summed over the rows."""
-        stream = (step * _REPLICAS + tf.cast(replica, tf.int64)) * _STREAMS
-        seed = tf.stack([tf.constant(self.seed, tf.int64), stream])
+        stream = (clock[1] * _REPLICAS + tf.cast(replica, tf.int64)) * _STREAMS
+        seed = tf.stack([clock[0], stream])
         weights = [_variable(variable) for variable in self.optimizer.weights.values()]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             for weight in weights:
