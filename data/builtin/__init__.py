@@ -3,7 +3,7 @@
 load("train")               questions about an invented world, made by a seeded generator
 load("dev-facts")           the same patterns, facts and names that train never contains
 load("dev-patterns")        new facts in sentences and questions that train never contains
-load("dev-handwritten")     written by people about ordinary subjects
+load("dev-handwritten")     written by hand about ordinary subjects
 """
 
 from data.builtin.generate import SPLITS, squad
