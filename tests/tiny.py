@@ -7,18 +7,22 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
+import tensorflow as tf
 from safetensors.numpy import save_file
 
 from configs import options
 from data import builtin
+from train import __main__ as command
 from train.config import TrainConfig
+from train.hardware import Hardware
 
 ROOT = Path(__file__).parent.parent
 WIDTH, HEADS, FFN, POSITIONS = 32, 2, 64, 64
 ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
-SMALL = ("--window", "64", "--stride", "32", "--query", "24", "--batch-size", "8", "--lr", "1e-3")
+SMALL = ("--window", "64", "--stride", "32", "--query", "24", "--batch-size", "8", "--lr", "1e-3", "--buckets", "1")
 
 
 def questions(path: Path, count: int, *, part: str = "train", version: str = "1.1") -> Path:
@@ -98,6 +102,14 @@ def arguments(folder: Path, out: str = "run", count: int = 60) -> list[str]:
 def settings(argv: list[str]) -> TrainConfig:
     """What `train.py` would understand by these flags."""
     return options.parse(TrainConfig, argv, "train")
+
+
+def train(argv: list[str], machine: Hardware = Hardware(False, None, rank=0, ranks=1, chief=True)) -> dict:
+    """The command in this process, whose TensorFlow is left as it is; returns the metrics."""
+    config = settings(argv)
+    tf.keras.utils.set_random_seed(config.seed)
+    with mock.patch.object(command.hardware, "prepare", lambda *_: machine):
+        return command.main(config)["metrics"]
 
 
 def start(argv: list[str], command: tuple[str, ...] = ("train.py",), **environment: str) -> subprocess.Popen:

@@ -1,0 +1,148 @@
+"""Several devices and several machines learn what one learns. Run as a script, this file is a process with two devices."""
+
+import contextlib
+import json
+import os
+import socket
+import sys
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tiny
+
+from configs.errors import UsageError, UserError
+from train import hardware
+from train.optimizer import AdamW
+from train.precision import LossScale
+from train.step import Step
+
+STEPS = 20
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of 127.0.0.1 that nobody listens on."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+def cluster(workers: list[str], index: int) -> str:
+    return json.dumps({"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}})
+
+
+def test_two_workers_have_the_loss_curve_of_one_with_the_same_batch(tmp_path):
+    flags = ["--epochs", "3", "--log-every", "1", "--dropout", "0", "--attention-dropout", "0", "--save-every", "1000", "--lr", "5e-3"]
+    workers = [f"127.0.0.1:{port}" for port in free_ports(2)]
+    argv = [*tiny.arguments(tmp_path, "two"), *flags, "--distribute", "multiworker"]
+    processes = [tiny.start(argv, TF_CONFIG=cluster(workers, index)) for index in (0, 1)]
+    try:
+        alone = tiny.train([*tiny.arguments(tmp_path, "one"), *flags])
+        ended = [tiny.finish(process) for process in processes]
+    finally:
+        for process in processes:  # one that failed must not leave the other waiting for it
+            process.kill()
+    assert [code for code, _, _ in ended] == [0, 0], "\n".join(output[-2000:] for _, _, output in ended)
+    curves = [[line["loss"] for line in tiny.lines(tmp_path / run)][:STEPS] for run in ("one", "two")]
+    assert len(curves[0]) == STEPS
+    assert curves[0][0] - curves[0][-1] > 0.3  # it learns: a curve that stands still would prove nothing
+    np.testing.assert_allclose(curves[1], curves[0], rtol=1e-5)
+    assert [last["metrics"]["updates"] for _, last, _ in ended] == [alone["updates"]] * 2
+
+
+@pytest.mark.parametrize("stated", [None, "", "{}", '{"cluster": {"worker": ["a:1"]}}', '{"cluster": 3, "task": 4}', "[1]"])
+def test_a_worker_without_a_usable_list_of_workers_says_what_it_needs(stated, monkeypatch):
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    if stated is not None:
+        monkeypatch.setenv("TF_CONFIG", stated)
+    with pytest.raises(UserError, match="TF_CONFIG"):
+        hardware.prepare("auto", "multiworker", False, 1)
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused(tmp_path):
+    strategy = mock.Mock(num_replicas_in_sync=3)
+    machine = hardware.Hardware(False, strategy, rank=0, ranks=3, chief=True)
+    with pytest.raises(UsageError, match="--batch-size 8 .*3 devices"):
+        tiny.train(tiny.arguments(tmp_path), machine)
+
+
+def test_two_devices_of_one_machine_compute_what_one_computes(tmp_path):
+    process = tiny.start([str(tmp_path / "seen.json")], ("tests/test_workers.py",), PYTHONPATH=str(tiny.ROOT))
+    code, _, output = tiny.finish(process)
+    assert code == 0, output
+    seen = json.loads((tmp_path / "seen.json").read_text(encoding="utf-8"))
+    assert seen["replicas"] == 2
+    np.testing.assert_allclose(seen["two"], seen["one"], rtol=1e-5, atol=1e-6)
+    assert [line[-1] for line in seen["one"]] == [8, 8, 8, 8, 4, 4, 4, 4]  # the third batch spoilt the second pair
+    for copies in seen["copies"].values():
+        np.testing.assert_array_equal(copies[0], copies[1])
+    assert seen["seeds"][0] != seen["seeds"][1]  # dropout differs between replicas
+
+
+def _small_step(strategy) -> tuple[Step, dict]:
+    """A step for y = x @ kernel on one device or several, two batches an update; and its weights."""
+    with strategy.scope() if strategy else contextlib.nullcontext():
+        weights = {"w.kernel": tf.Variable(tf.ones((4, 3)) / 4)}
+        optimizer, scale = AdamW(weights, lambda done: 0.1), LossScale(True, 8.0)
+
+        def objective(given, seed):
+            loss = tf.square(given["x"] @ weights["w.kernel"] - given["y"])
+            return {"loss": tf.reduce_sum(tf.reduce_sum(loss, axis=1) * given["weight"])}
+
+        return Step(objective, optimizer, scale, batch_size=8, accumulate=2, strategy=strategy), weights
+
+
+def _two_devices(out: Path) -> None:
+    """The same eight batches (one of them infinite) on one device and on two; what was seen, into a file."""
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    (one, _), (two, weights) = _small_step(None), _small_step(strategy)
+    seen: dict = {"replicas": strategy.num_replicas_in_sync, "one": [], "two": []}
+    random = np.random.default_rng(0)
+    for number in range(8):
+        given = {"x": random.normal(size=(8, 4)), "y": random.normal(size=(8, 3)), "weight": np.arange(8) < 7}
+        given = {name: value.astype(np.float32) for name, value in given.items()} | {"token_ids": np.zeros((8, 1), np.int32)}
+        if number == 2:
+            given["y"][5] = np.inf
+
+        def share(context, given=given):
+            return {name: tf.constant(value[context.replica_id_in_sync_group :: 2]) for name, value in given.items()}
+
+        shared = strategy.experimental_distribute_values_from_function(share)
+        for name, step, batch in (("one", one, given), ("two", two, shared)):
+            numbers = step({key: tf.constant(value) for key, value in batch.items()} if name == "one" else batch, number)
+            seen[name].append(np.nan_to_num(numbers.numpy(), posinf=-1, nan=-1).tolist())
+    everything = {**two.variables(), **weights}
+    seen["copies"] = {
+        name: [copy.numpy().tolist() for copy in strategy.experimental_local_results(variable)]
+        for name, variable in everything.items()
+    }
+    seen["seeds"] = _seeds(two)
+    out.write_text(json.dumps(seen), encoding="utf-8")
+
+
+def _seeds(step: Step) -> list[list[int]]:
+    """What each replica draws in the same step."""
+    noticed = []
+
+    def objective(given, seed):
+        noticed.append(seed)
+        return {"loss": tf.reduce_sum(given["weight"])}
+
+    @tf.function(autograph=False)
+    def seed_of(index: int):
+        step._backward_body({"weight": tf.ones(1)}, tf.constant([1, 5], tf.int64), index)
+        return noticed[-1]
+
+    step.objective = objective
+    return [seed_of(index).numpy().tolist() for index in (0, 1)]
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    _two_devices(Path(sys.argv[1]))
