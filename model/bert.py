@@ -6,7 +6,8 @@ The letters used for shapes in the whole project:
 
 Precision: every weight is a float32 variable. The dtype policy handed in says what products are computed in; layer-norm
 statistics and softmax are float32 whatever it is. Residuals have the compute dtype.
-Padding: a row's real tokens stand first and its padding last, as everywhere in this project; fused attention relies on it.
+Padding: a row's real tokens stand first and its padding last, as everywhere in this project; fused attention relies on
+that.
 """
 
 from dataclasses import dataclass, field
@@ -35,7 +36,7 @@ class LayerNorm(keras.layers.Layer):
     """Layer normalisation: statistics, scale and offset in float32 whatever x is; y has x's dtype."""
 
     def __init__(self, width: int, epsilon: float, dtype, name: str):
-        super().__init__(dtype=dtype, name=name)
+        super().__init__(dtype=dtype, name=name, autocast=False)  # Keras would round a float32 x to the compute dtype
         self.epsilon = epsilon
         self.scale = self.add_weight(shape=(width,), initializer="ones", autocast=False, name="scale")
         self.offset = self.add_weight(shape=(width,), initializer="zeros", autocast=False, name="offset")
@@ -141,7 +142,7 @@ class Bert(keras.Model):
     Args:
         config: sizes.
         dtype: Keras dtype policy: "float32", "mixed_float16" or "mixed_bfloat16".
-        fused: attention by cuDNN's fused kernel; only inside a function compiled by XLA for a GPU (`model/attention.py`).
+        fused: attention by cuDNN's fused kernel; only in what XLA compiles for a GPU (`model/attention.py`).
     """
 
     def __init__(self, config: BertConfig, dtype: str = "float32", fused: bool = False):

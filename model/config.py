@@ -22,6 +22,14 @@ class BertConfig:
     attention_dropout: float = 0.1  # on attention probabilities
 
     def __post_init__(self):
+        for name in ("vocabulary", "hidden", "layers", "heads", "ffn", "positions", "segments"):
+            size = getattr(self, name)
+            if not isinstance(size, int) or size < 1:
+                raise UserError(f"model size {name!r} is {size!r}; needed is a whole number above 0")
+        for name in ("layer_norm_epsilon", "dropout", "attention_dropout"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not 0 <= value < 1:
+                raise UserError(f"model constant {name!r} is {value!r}; needed is a number from 0 to below 1")
         if self.hidden % self.heads:
             choices = ", ".join(str(n) for n in range(1, 65) if self.hidden % n == 0)
             raise UserError(f"width {self.hidden} cannot be split over {self.heads} heads; choose one of {choices}")

@@ -2,10 +2,12 @@
 
 Our names (all float32; kernels are [inputs, outputs]):
 
-    embeddings.token [V, H]   embeddings.position [positions, H]   embeddings.segment [2, H]   embeddings.norm.{scale,offset} [H]
+    embeddings.token [V, H]   embeddings.position [positions, H]   embeddings.segment [2, H]
+    embeddings.norm.{scale, offset} [H]
     layers.i.attention.qkv.{kernel [H, 3H], bias [3H]}     query, key and value side by side
-    layers.i.attention.out.{kernel [H, H], bias [H]}       layers.i.attention.norm.{scale,offset} [H]
-    layers.i.ffn.in.{kernel [H, I], bias [I]}              layers.i.ffn.out.{kernel [I, H], bias [H]}   layers.i.ffn.norm.*
+    layers.i.attention.out.{kernel [H, H], bias [H]}       layers.i.attention.norm.{scale, offset} [H]
+    layers.i.ffn.in.{kernel [H, I], bias [I]}              layers.i.ffn.out.{kernel [I, H], bias [H]}
+    layers.i.ffn.norm.{scale, offset} [H]
     span.{kernel [H, 2], bias [2]}                         the head, present in a fine-tuned model
 
 Every tensor of a source is used exactly once, listed as left over (pooler, language-model heads), or named in an error.
@@ -22,10 +24,11 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from configs.errors import UserError
+from model import published_names
 from model.config import NAMED, BertConfig
 
-LEFT_OVER = re.compile(r"^(bert\.|bert/)?(pooler|cls|embeddings\.position_ids)|^cls|^classifier|^dropout|^lm_predictions")
 MODEL_FILE = "model.safetensors"
+CHECKPOINT = "*.ckpt*.index"  # bert_model.ckpt as published, model.ckpt-1000 as written by training
 
 
 @dataclass
@@ -49,7 +52,7 @@ def load(source: str) -> Published:
     if folder.is_dir():
         if (folder / "best" / MODEL_FILE).is_file():
             return _from_run(folder)
-        if (folder / "bert_config.json").is_file() and list(folder.glob("*.ckpt.index")):
+        if (folder / "bert_config.json").is_file() and list(folder.glob(CHECKPOINT)):
             return _from_google(folder)
         if (folder / "config.json").is_file() and (folder / MODEL_FILE).is_file():
             return _from_hugging_face(folder, str(folder))
@@ -57,9 +60,9 @@ def load(source: str) -> Published:
             f"{folder} holds no weights that can be read; needed is config.json with {MODEL_FILE} (Hugging Face), "
             f"bert_config.json with bert_model.ckpt.* (Google), or a run folder with best/{MODEL_FILE}"
         )
-    if source in NAMED or not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+    if source in NAMED or not re.fullmatch(r"\w[\w.-]*/[\w.-]+", source) or folder.exists():
         raise UserError(
-            f"no folder {source!r}; name a folder with weights, a hub repository as owner/name, "
+            f"{source!r} is no folder; name a folder with weights, a hub repository as owner/name, "
             f"or take a size by name with random weights: {', '.join(NAMED)}"
         )
     return _from_hub(source)
@@ -68,12 +71,13 @@ def load(source: str) -> Published:
 def _from_hub(name: str) -> Published:
     from huggingface_hub import snapshot_download  # comes with tokenizers
 
+    wanted = ["config.json", MODEL_FILE, "vocab.txt", "tokenizer_config.json"]
     try:
-        folder = snapshot_download(name, allow_patterns=["config.json", MODEL_FILE, "vocab.txt", "tokenizer_config.json"])
+        folder = snapshot_download(name, allow_patterns=wanted)
     except Exception as error:  # the library raises a dozen kinds; all mean that the weights are not here
         raise UserError(
-            f"{name} could not be fetched from the hub ({type(error).__name__}); check the name and the network, "
-            "or download the repository and name its folder"
+            f"{name} is no folder here and could not be fetched from the hub ({type(error).__name__}); check the name "
+            "and the network, or download the repository and name its folder"
         ) from error
     return _from_hugging_face(Path(folder), name)
 
@@ -82,7 +86,7 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     """All tensors of a safetensors file; a truncated or foreign file is a UserError."""
     try:
         return load_file(path)
-    except (SafetensorError, ValueError) as error:
+    except (SafetensorError, ValueError, OSError) as error:
         raise UserError(f"{path} is not a whole safetensors file ({error}); fetch or write it again") from error
 
 
@@ -128,13 +132,7 @@ def _pair(stem, first, first_shape, second, second_shape):
 def check(tensors: dict[str, np.ndarray], config: BertConfig, source: str) -> None:
     """Raise a UserError unless `tensors` are exactly those of `config` (head optional), each of its shape."""
     shapes = expected_shapes(config, head="span.kernel" in tensors or "span.bias" in tensors)
-    missing = sorted(shapes.keys() - tensors.keys())
-    unknown = sorted(tensors.keys() - shapes.keys())
-    if missing or unknown:
-        raise UserError(
-            f"{source} does not fit its configuration: {len(missing)} tensors are missing ({_some(missing)}), "
-            f"{len(unknown)} are unknown ({_some(unknown)}); check the number of layers ({config.layers})"
-        )
+    _refuse_any(shapes.keys() - tensors.keys(), tensors.keys() - shapes.keys(), config, source)
     for name, shape in shapes.items():
         if tensors[name].shape != shape:
             raise UserError(
@@ -143,7 +141,16 @@ def check(tensors: dict[str, np.ndarray], config: BertConfig, source: str) -> No
             )
 
 
+def _refuse_any(missing, unknown, config, source):
+    if missing or unknown:
+        raise UserError(
+            f"{source} does not fit its configuration: {len(missing)} tensors are missing ({_some(missing)}), "
+            f"{len(unknown)} are unknown ({_some(unknown)}); check the number of layers ({config.layers})"
+        )
+
+
 def _some(names):
+    names = sorted(names)
     return ", ".join(names[:4]) + (" ..." if len(names) > 4 else "") if names else "none"
 
 
@@ -166,30 +173,39 @@ def _from_hugging_face(folder: Path, source: str) -> Published:
     activation = stated.get("hidden_act", "gelu")
     gelu = {"gelu": "erf", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}.get(activation, activation)
     config = _config(stated, source, gelu)
-    named, left_over = _rename(read_tensors(folder / MODEL_FILE), _HUGGING_FACE, config, transpose=True)
+    tensors = read_tensors(folder / MODEL_FILE)
+    theirs = published_names.hugging_face(config, set(tensors))
+    left_over = _left_over(theirs, tensors.keys(), config, source)
+    named = _rename(theirs, tensors.__getitem__, source, turned={ours for ours in theirs if ours.endswith(".kernel")})
     check(named, config, source)
     settings = folder / "tokenizer_config.json"
-    return Published(config, named, left_over, folder, _tokenizer(read_json(settings) if settings.is_file() else {}), source)
+    tokenizer = _tokenizer(read_json(settings) if settings.is_file() else {})
+    return Published(config, named, left_over, folder, tokenizer, source)
 
 
 def _from_google(folder: Path) -> Published:
     import tensorflow as tf
 
     stated = read_json(folder / "bert_config.json")
-    config = _config(stated, str(folder), "tanh")  # google-research/bert means the tanh form by "gelu"
-    prefix = str(next(folder.glob("*.ckpt.index")))[: -len(".index")]
+    activation = stated.get("hidden_act", "gelu")
+    # google-research/bert means the tanh form by "gelu"; other activations are refused by their own names.
+    config = _config(stated, str(folder), "tanh" if activation == "gelu" else activation)
+    found = sorted(path.name.removesuffix(".index") for path in folder.glob(CHECKPOINT))
+    if len(found) > 1:
+        raise UserError(f"{folder} holds {len(found)} checkpoints ({_some(found)}); leave the one to read there")
+    source = str(folder / found[0])
     try:
-        reader = tf.train.load_checkpoint(prefix)
-        shapes = reader.get_variable_to_shape_map()
-        # Optimizer slots of a checkpoint saved while training: no weights, and twice their size.
-        wanted = [name for name in shapes if not re.search(r"adam_[mv]$|^global_step$", name)]
-        source = {name: reader.get_tensor(name) for name in wanted}
-    except (tf.errors.OpError, RuntimeError, ValueError) as error:
-        raise UserError(f"{prefix} cannot be read as a TensorFlow checkpoint ({error}); fetch it again") from error
-    named, left_over = _rename(source, _GOOGLE, config, transpose=False)
-    check(named, config, str(folder))
+        reader = tf.train.load_checkpoint(source)
+        present = set(reader.get_variable_to_shape_map())
+        theirs = published_names.google(config, present)
+        left_over = _left_over(theirs, present, config, source)
+        named = _rename(theirs, reader.get_tensor, source, turned={"span.kernel"})
+    except (tf.errors.OpError, RuntimeError, ValueError, IndexError) as error:  # IndexError: a truncated data file
+        raise UserError(f"{source} cannot be read as a TensorFlow checkpoint ({error}); fetch it again") from error
+    check(named, config, source)
     # The original files say nothing of case; the published folders' names do.
-    cased = "uncased" not in folder.name and ("cased" in folder.name or "multi_cased" in folder.name)
+    name = folder.resolve().name
+    cased = "cased" in name and "uncased" not in name
     return Published(config, named, left_over, folder, _tokenizer({"do_lower_case": not cased}), str(folder))
 
 
@@ -211,6 +227,8 @@ def _config(stated: dict, source: str, gelu: str) -> BertConfig:
         )
     except KeyError as error:
         raise UserError(f"the configuration of {source} lacks {error}; it is not that of a BERT encoder") from error
+    except (TypeError, ValueError) as error:
+        raise UserError(f"the configuration of {source} has a size that is no number ({error})") from error
 
 
 def _tokenizer(stated: dict) -> dict:
@@ -221,78 +239,31 @@ def _tokenizer(stated: dict) -> dict:
     }
 
 
-# Our stem -> the source's stem of (kernel, bias) or (scale, offset), inside one layer and outside.
-_LAYER_STEMS = {
-    "attention.out": "attention.output.dense",
-    "attention.norm": "attention.output.LayerNorm",
-    "ffn.in": "intermediate.dense",
-    "ffn.out": "output.dense",
-    "ffn.norm": "output.LayerNorm",
-}
+def _left_over(theirs: published_names.Names, present, config: BertConfig, source: str) -> list[str]:
+    """The source's tensors that are of no use here. UserError when one is missing, or present and not known."""
+    wanted = {name for names in theirs.values() for name in names}
+    rest = present - wanted
+    left_over = {name for name in rest if published_names.LEFT_OVER.search(name)}
+    _refuse_any(wanted - present, rest - left_over, config, source)
+    return sorted(left_over)
 
 
-def _layer_map(layer: int, stem: str, kernel: str, scale: tuple[str, str]) -> dict[str, str | list[str]]:
-    theirs = {}
-    for ours, name in _LAYER_STEMS.items():
-        parts = scale if ours.endswith("norm") else (kernel, "bias")
-        for part, theirs_part in zip(("scale", "offset") if ours.endswith("norm") else ("kernel", "bias"), parts):
-            theirs[f"layers.{layer}.{ours}.{part}"] = f"{stem}.{name}.{theirs_part}"
-    for part, theirs_part in (("kernel", kernel), ("bias", "bias")):
-        three = [f"{stem}.attention.self.{name}.{theirs_part}" for name in ("query", "key", "value")]
-        theirs[f"layers.{layer}.attention.qkv.{part}"] = three
-    return theirs
+def _rename(theirs: published_names.Names, read, source: str, turned: set[str]) -> dict[str, np.ndarray]:
+    """Our name -> float32 array.
 
-
-def _HUGGING_FACE(config: BertConfig, present: set[str]) -> dict:
-    prefix = "bert." if any(name.startswith("bert.") for name in present) else ""
-    old = any(name.endswith("LayerNorm.gamma") for name in present)  # checkpoints converted before 2019
-    scale = ("gamma", "beta") if old else ("weight", "bias")
-    theirs = _embedding_map(f"{prefix}embeddings.", ".weight", scale)
-    for i in range(config.layers):
-        theirs |= _layer_map(i, f"{prefix}encoder.layer.{i}", "weight", scale)
-    if "qa_outputs.weight" in present:
-        theirs |= {"span.kernel": "qa_outputs.weight", "span.bias": "qa_outputs.bias"}
-    return theirs
-
-
-def _GOOGLE(config: BertConfig, present: set[str]) -> dict:
-    theirs = _embedding_map("bert.embeddings.", "", ("gamma", "beta"))
-    for i in range(config.layers):
-        theirs |= _layer_map(i, f"bert.encoder.layer_{i}", "kernel", ("gamma", "beta"))
-    theirs = {ours: [n.replace(".", "/") for n in t] if isinstance(t, list) else t.replace(".", "/") for ours, t in theirs.items()}
-    if "cls/squad/output_weights" in present:  # a fine-tuned run_squad checkpoint
-        theirs |= {"span.kernel": "cls/squad/output_weights", "span.bias": "cls/squad/output_bias"}
-    return theirs
-
-
-def _embedding_map(stem, suffix, scale):
-    return {
-        "embeddings.token": f"{stem}word_embeddings{suffix}",
-        "embeddings.position": f"{stem}position_embeddings{suffix}",
-        "embeddings.segment": f"{stem}token_type_embeddings{suffix}",
-        "embeddings.norm.scale": f"{stem}LayerNorm.{scale[0]}",
-        "embeddings.norm.offset": f"{stem}LayerNorm.{scale[1]}",
-    }
-
-
-def _rename(source: dict, names, config: BertConfig, transpose: bool) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The source's tensors under our names, and the source's names that were left over.
-
-    transpose: the source keeps dense kernels as [outputs, inputs] (Hugging Face). The span head is so in both.
+    read: gives the array of a name of the source; turned: names of ours whose arrays the source keeps transposed.
     """
-    wanted = names(config, set(source))
-    used, named = set(), {}
-    for ours, theirs in wanted.items():
-        parts = theirs if isinstance(theirs, list) else [theirs]
-        if any(part not in source for part in parts):
-            continue  # `check` names it
-        used.update(parts)
-        turn = ours.endswith(".kernel") and (transpose or ours == "span.kernel")
-        arrays = [np.asarray(source[part], np.float32) for part in parts]
-        arrays = [array.T if turn else array for array in arrays]
+    named = {}
+    for ours, names in theirs.items():
+        arrays = [read(name) for name in names]
+        for name, array in zip(names, arrays, strict=True):
+            if array.dtype.name not in ("float32", "float16", "bfloat16", "float64"):
+                raise UserError(f"{source}: {name} is {array.dtype}; needed is floating point, not quantised weights")
+            if array.shape != arrays[0].shape:  # one below the other they might still add up to the right size
+                raise UserError(
+                    f"{source}: {name} has shape {array.shape}, {names[0]} {arrays[0].shape}; they must be equal, "
+                    "the file is damaged or not BERT's"
+                )
+        arrays = [np.asarray(array.T if ours in turned else array, np.float32) for array in arrays]
         named[ours] = np.ascontiguousarray(np.concatenate(arrays, axis=-1) if len(arrays) > 1 else arrays[0])
-    rest = sorted(source.keys() - used)
-    for name in rest:
-        if not LEFT_OVER.search(name):
-            named[name] = np.asarray(source[name])  # unknown: `check` names it in its error
-    return named, [name for name in rest if LEFT_OVER.search(name)]
+    return named
