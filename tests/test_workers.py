@@ -36,7 +36,7 @@ def cluster(workers: list[str], index: int) -> str:
 
 
 def test_two_workers_have_the_loss_curve_of_one_with_the_same_batch(tmp_path):
-    flags = ["--epochs", "3", "--log-every", "1", "--dropout", "0", "--attention-dropout", "0", "--save-every", "1000", "--lr", "5e-3"]
+    flags = ["--epochs", "3", "--log-every", "1", "--dropout", "0", "--attention-dropout", "0", "--save-every", "1000"]
     workers = [f"127.0.0.1:{port}" for port in free_ports(2)]
     argv = [*tiny.arguments(tmp_path, "two"), *flags, "--distribute", "multiworker"]
     processes = [tiny.start(argv, TF_CONFIG=cluster(workers, index)) for index in (0, 1)]

@@ -1,5 +1,6 @@
 """A BERT that trains in seconds: weights as Hugging Face lays them out, a vocabulary, questions, ways to run it."""
 
+import contextlib
 import json
 import os
 import re
@@ -15,14 +16,20 @@ from safetensors.numpy import save_file
 
 from configs import options
 from data import builtin
+from model.dropout import dropout
+from model.run_folder import RunInfo
 from train import __main__ as command
+from train import loop
 from train.config import TrainConfig
 from train.hardware import Hardware
+from train.optimizer import AdamW, learning_rate
+from train.precision import LossScale
+from train.step import Step
 
 ROOT = Path(__file__).parent.parent
 WIDTH, HEADS, FFN, POSITIONS = 32, 2, 64, 64
 ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
-SMALL = ("--window", "64", "--stride", "32", "--query", "24", "--batch-size", "8", "--lr", "1e-3", "--buckets", "1")
+SMALL = ("--window", "64", "--stride", "32", "--query", "24", "--batch-size", "8", "--lr", "5e-3", "--buckets", "1")
 
 
 def questions(path: Path, count: int, *, part: str = "train", version: str = "1.1") -> Path:
@@ -113,10 +120,11 @@ def train(argv: list[str], machine: Hardware = Hardware(False, None, rank=0, ran
 
 
 def start(argv: list[str], command: tuple[str, ...] = ("train.py",), **environment: str) -> subprocess.Popen:
-    """The command in a process of its own, on the CPU."""
+    """The command in a process of its own, on the CPU; XLA compiles sooner what then runs slower."""
+    quick = {"CUDA_VISIBLE_DEVICES": "-1", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
     return subprocess.Popen(
         [sys.executable, *command, *argv], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": "-1", **environment},
+        env={**os.environ, **quick, **environment},
     )  # fmt: skip
 
 
@@ -134,6 +142,49 @@ def finish(process: subprocess.Popen, timeout_s: float = 120) -> tuple[int, dict
 
 
 def lines(run: Path, key: str = "loss") -> list[dict]:
-    """The objects in metrics.jsonl that have `key`."""
-    read = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    """The objects in metrics.jsonl that have `key`; Python's own NaN and Infinity are no JSON."""
+
+    def refuse(word: str):
+        raise AssertionError(f"{word} in metrics.jsonl")
+
+    text = (run / "metrics.jsonl").read_text(encoding="utf-8")
+    read = [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
     return [line for line in read if key in line]
+
+
+def job(out: Path, *, epochs: int = 3, spoil: bool = False, scale: float = 2.0**15, **settings) -> loop.Job:
+    """A loop over seven batches an epoch that learns y = x @ kernel in float16, with dropout, two batches an update.
+
+    spoil: make the targets infinite, so that no step is ever taken.
+    """
+    random = np.random.default_rng(0)
+    weights = {"w.kernel": tf.Variable(random.normal(size=(4, 3)).astype(np.float32)), "w.bias": tf.Variable(tf.zeros(3))}
+
+    def objective(given, seed):
+        x = tf.cast(dropout(given["x"], 0.2, seed), tf.float16)
+        product = tf.cast(x @ tf.cast(weights["w.kernel"], tf.float16), tf.float32) + weights["w.bias"]
+        return {"loss": tf.reduce_sum(tf.reduce_sum(tf.square(product - given["y"]), axis=1) * given["weight"])}
+
+    def batches(epoch: int, first: int):
+        for number in range(first, 7):
+            random = np.random.default_rng([epoch, number])
+            arrays = {"x": random.normal(size=(4, 4)), "y": random.normal(size=(4, 3)), "weight": np.ones(4)}
+            given = {name: tf.constant(value, tf.float32) for name, value in arrays.items()}
+            if spoil:
+                given["y"] *= np.inf
+            yield given | {"token_ids": tf.zeros((4, 1), tf.int32)}, 4
+
+    optimizer = AdamW(weights, lambda done: learning_rate(done, 0.05, 2, 10))
+    step = Step(objective, optimizer, LossScale(True, scale, growth_interval=3), batch_size=4, accumulate=2)
+    info = RunInfo({}, {}, 64, 32, 24, 30)
+    return loop.Job(out, info, step, weights, {}, batches, 7, epochs, None, **{"save_every": 3, "log_every": 1} | settings)
+
+
+@contextlib.contextmanager
+def eager():
+    """Run what is compiled in earnest as plain Python: compiling a small step takes longer than all the tests of it."""
+    tf.config.run_functions_eagerly(True)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(False)

@@ -57,8 +57,9 @@ class Journal:
         for name, column in table.items():
             if name in ("learning_rate", "loss_scale"):
                 line[name] = float(column[-1])
-            else:  # a skipped step has no loss worth averaging
-                line[name] = float(column[taken].mean()) if taken.any() else None
+            else:  # a skipped step has no loss worth averaging, and the norm of a window still being summed may be infinite
+                column = column[taken & np.isfinite(column)]
+                line[name] = float(column.mean()) if len(column) else None
         line |= {"seq_per_s": self.rows / seconds, "seconds": seconds}
         self.write(line)
         shown = {"loss": f"{line['loss']:.3f}" if line["loss"] is not None else "skipped", "seq/s": f"{line['seq_per_s']:.1f}"}
@@ -74,7 +75,9 @@ class Journal:
         """One object into metrics.jsonl, its numbers into TensorBoard under the same names."""
         if self.lines is None or self.events is None:
             return
-        self.lines.write(json.dumps(line) + "\n")
+        # JSON has no word for what is not finite
+        line = {name: None if isinstance(value, float) and not np.isfinite(value) else value for name, value in line.items()}
+        self.lines.write(json.dumps(line, allow_nan=False) + "\n")
         self.lines.flush()
         with self.events.as_default(step=line["step"]):
             for name, value in line.items():

@@ -91,8 +91,11 @@ def run(job: Job, resume: bool = False) -> dict:
                 journal.step(job.step(batch, done), rows)
                 done += 1
                 at_end = done == job.total_steps
-                if journal.due or at_end:
-                    _report(job, journal, batch, done)
+                told = journal.due or at_end
+                if told:
+                    journal.flush(done, int(job.step.optimizer.updates.numpy()), int(job.step.loss_scale.skipped.numpy()))
+                if told or done % SKIPS_BEFORE_ABORT == 0:
+                    _stop_if_stuck(job, batch, done)
                 due = done % job.eval_every == 0 if job.eval_every else done % job.steps_per_epoch == 0
                 if due or at_end or done % job.save_every == 0:
                     paused = journal.pause()
@@ -107,10 +110,9 @@ def run(job: Job, resume: bool = False) -> dict:
     return {**(job.history[-1] if job.history else {}), "best": best}
 
 
-def _report(job: Job, journal: Journal, batch: dict, done: int) -> None:
-    """Write the numbers of the last steps, and stop a run that gets nowhere."""
+def _stop_if_stuck(job: Job, batch: dict, done: int) -> None:
+    """Raise a UserError when too many steps in a row were skipped; asking waits for the device."""
     scale = job.step.loss_scale
-    journal.flush(done, int(job.step.optimizer.updates.numpy()), int(scale.skipped.numpy()))
     in_a_row = int(scale.skipped_in_a_row.numpy())
     if in_a_row >= SKIPS_BEFORE_ABORT:
         name = job.step.first_not_finite(batch, done - 1)
