@@ -2,9 +2,9 @@
 
     written out   the [B, N, S, S] scores exist in memory: only where distillation asks to see them
     blocked       128 queries at a time, the backward pass computes its block again: any device, O(B N 128 S) memory
-    fused         cuDNN's flash attention inside an XLA-compiled function: NVIDIA GPUs, float16 and bfloat16
+    fused         cuDNN's flash attention inside an XLA-compiled function: NVIDIA GPUs, float16 and bfloat16, no dropout
 
-All three compute softmax(Q K^T / sqrt(D) + mask) V with a float32 softmax, and drop attention probabilities out.
+All three compute softmax(Q K^T / sqrt(D) + mask) V with a float32 softmax; the first two can drop probabilities out.
 """
 
 import math
@@ -33,14 +33,13 @@ def attend(query, key, value, padding_mask, *, rate=0.0, seed=None, scores=None,
         padding_mask: int32 [B, S], 1 for real tokens, which stand first in a row.
         rate, seed: dropout of attention probabilities; seed int64 [2] or None.
         scores: `scaled_scores(query, key)` if the caller has them; they are then used, not computed again.
-        fused: use cuDNN (the caller is being compiled by XLA for an NVIDIA GPU).
+        fused: use cuDNN where nothing is dropped (the caller is being compiled by XLA for an NVIDIA GPU).
 
     Returns: [B, S, N, D] in value's dtype. What stands at padding is finite and meaningless.
     """
     rate = 0.0 if seed is None else rate
-    if scores is None and fused:
-        lengths = tf.reduce_sum(padding_mask, axis=1)
-        return cudnn_attention.attend(query, key, value, lengths, rate=rate)
+    if scores is None and fused and not rate:
+        return cudnn_attention.attend(query, key, value, tf.reduce_sum(padding_mask, axis=1))
     bias = (1.0 - tf.cast(padding_mask, tf.float32))[:, None, None, :] * _MASKED  # [B, 1, 1, S]
     if scores is not None:
         return _weigh(scores, value, bias, rate, seed)

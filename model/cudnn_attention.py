@@ -5,10 +5,13 @@ TensorFlow has no op for it, but the XLA inside TensorFlow compiles the custom c
 forward pass keeps the softmax statistics, float32 [B, N, S]. Shapes are part of the text, so there is one module per
 (batch, length) pair, made when the caller is traced.
 Works only inside `tf.function(jit_compile=True)` on an NVIDIA GPU of compute capability 8.0 or newer, float16 and bfloat16.
+
+Dropout of attention probabilities is not offered. The kernel has it (`__cudnn$fmhaSoftmaxDropout`, `dropout_rate` and `seed`
+in its configuration), but XLA keeps the mask's counter per local device, and TensorFlow 2.21 tells it of none: the process
+dies of a segmentation fault. Tried on an H200 with cuDNN 9.
 """
 
 import functools
-import itertools
 import json
 import math
 
@@ -16,17 +19,14 @@ import tensorflow as tf
 
 _ELEMENT = {tf.float16: ("f16", "F16"), tf.bfloat16: ("bf16", "BF16")}
 _HEAD_MULTIPLE = 8  # cuDNN wants head sizes that are multiples of 8, at most 128
-_calls = itertools.count(1)
 
 
-def attend(query, key, value, lengths, *, rate: float = 0.0):
+def attend(query, key, value, lengths):
     """Fused attention over rows of different lengths.
 
     Args:
         query, key, value: float16 or bfloat16 [B, S, N, D]; B and S static; D up to 128.
         lengths: int32 [B], real tokens of each row (keys and queries past it are ignored).
-        rate: dropout of attention probabilities. cuDNN draws the mask itself, from a seed fixed when the call is traced and
-            a counter that it advances at every run: reproducible from the start of a process, not across a resume.
 
     Returns: [B, S, N, D]; rows at padding are zero.
     Source: Dao 2023 (arXiv 2307.08691) as cuDNN's flash attention implements it.
@@ -40,10 +40,7 @@ def attend(query, key, value, lengths, *, rate: float = 0.0):
     if padded != size:  # zeros change neither Q K^T nor the columns of V that are kept; the scale stays that of `size`
         widen = [[0, 0], [0, 0], [0, 0], [0, padded - size]]
         query, key, value = (tf.pad(x, widen) for x in (query, key, value))
-    seed = next(_calls)  # one stream a layer
-    text = functools.partial(
-        _module, batch, length, heads, padded, query.dtype, scale=1 / math.sqrt(size), rate=rate, seed=seed
-    )
+    text = functools.partial(_module, batch, length, heads, padded, query.dtype, 1 / math.sqrt(size))
     return _fused(query, key, value, lengths, text)[..., :size]
 
 
@@ -80,13 +77,13 @@ def _call(arguments, module, types, shapes):
     )
 
 
-def _module(batch, length, heads, size, dtype, direction, *, scale, rate, seed) -> str:
+def _module(batch, length, heads, size, dtype, scale, direction) -> str:
     """The StableHLO text of one direction. Results of the custom calls are [B, N, S, D] in memory order [B, S, N, D]."""
     element, xla_element = _ELEMENT[dtype]
     x = f"tensor<{batch}x{length}x{heads}x{size}x{element}>"  # q, k, v and their gradients
     turned = f"tensor<{batch}x{heads}x{length}x{size}x{element}>"
     statistics, lengths, scratch = f"tensor<{batch}x{heads}x{length}xf32>", f"tensor<{batch}xi32>", "tensor<0xui8>"
-    config = _backend_config([batch, heads, length, length], xla_element, scale, rate, seed, direction)
+    config = _backend_config([batch, heads, length, length], xla_element, scale, direction)
     row4, row3, row1 = "dense<[3, 2, 1, 0]> : tensor<4xindex>", "dense<[2, 1, 0]> : tensor<3xindex>", _ROW1
     turned_layout = "dense<[3, 1, 2, 0]> : tensor<4xindex>"
 
@@ -143,7 +140,7 @@ def _module(batch, length, heads, size, dtype, direction, *, scale, rate, seed) 
 _ROW1 = "dense<0> : tensor<1xindex>"
 
 
-def _backend_config(scores_shape, element, scale, rate, seed, direction) -> str:
+def _backend_config(scores_shape, element, scale, direction) -> str:
     """XLA's `GpuBackendConfig` for the call as JSON, quotes escaped for an MLIR string; numbers that are int64 are strings."""
 
     def dimensions(lhs_contract, rhs_contract, lhs_batch, rhs_batch):
@@ -199,8 +196,8 @@ def _backend_config(scores_shape, element, scale, rate, seed, direction) -> str:
             "is_flash_attention": True,
             "mask_type": "PADDING",
             **products,
-            "dropout_rate": rate,
-            "seed": seed,
+            "dropout_rate": 0.0,
+            "seed": 0,
             "sliding_window_length": 0,
             "max_seg_per_batch": 1,
             "is_paged_attention": False,

@@ -2,20 +2,20 @@
 
     python -m scripts.bench_train --out results/train.csv
 
-The step is that of train.py: dropout 0.1, loss scale under float16, clipping, AdamW. Batches are full (no padding) random
+The step is that of train.py: dropout 0.1 (of attention probabilities: --attention-dropout), loss scale under float16, clipping, AdamW. Batches are full (no padding) random
 tokens, the same for every row of the table. Times are medians over repetitions of several steps each; the first step,
 which traces and compiles, is given apart. Compare rows of one run only.
 """
 
 import csv
+import dataclasses
 import datetime
 import itertools
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+import train.environment  # noqa: F401  isort: skip - before TensorFlow
 
 import numpy as np
 import tensorflow as tf
@@ -29,7 +29,7 @@ from train.__main__ import make_step
 from train.config import TrainConfig
 
 COLUMNS = [
-    "model", "precision", "xla", "attention", "batch", "tokens", "seq_per_s", "step_ms", "peak_gib", "first_step_s",
+    "model", "precision", "xla", "attention", "attention_dropout", "batch", "tokens", "seq_per_s", "step_ms", "peak_gib", "first_step_s",
     "device", "tensorflow", "date",
 ]  # fmt: skip
 
@@ -42,6 +42,7 @@ class BenchConfig:
     models: tuple[str, ...] = setting(("minilm-l6", "bert-base"), help="sizes by name")
     precisions: tuple[str, ...] = setting(("float32", "float16", "bfloat16"), help="compute types")
     xla: tuple[str, ...] = setting(("off", "on"), help="off, on or both")
+    attention_dropout: float = setting(0.0, least=0.0, most=0.9, help="rate of attention probabilities")
     batch: int = setting(32, least=1, help="sequences a step")
     tokens: int = setting(384, least=8, most=512, help="tokens a sequence")
     steps: int = setting(10, least=1, help="steps a repetition")
@@ -61,15 +62,15 @@ def main(config: BenchConfig) -> dict:
             writer.writerow(row)
             file.flush()
             rows.append(row)
-            print(", ".join(f"{key} {row[key]}" for key in COLUMNS[:10]), flush=True)
+            print(", ".join(f"{key} {row[key]}" for key in COLUMNS[:11]), flush=True)
     return {"out": str(out), "metrics": {f"{r['model']} {r['precision']} xla {r['xla']}": r["seq_per_s"] for r in rows}}
 
 
 def measure(config: BenchConfig, machine: hardware.Hardware, name: str, kind: str, jit: bool) -> dict:
     """One row of the table."""
     chosen = precision.choose(kind, machine.gpu)
-    fused, _ = hardware.use_fused_attention(machine.gpu, jit, chosen)
-    size = NAMED[name]
+    size = dataclasses.replace(NAMED[name], attention_dropout=config.attention_dropout)
+    fused, _ = hardware.use_fused_attention(machine.gpu, jit, chosen, size.attention_dropout)
     model = SpanModel(size, chosen.policy, fused)
     settings = TrainConfig(model=name, data="-", out="-", batch_size=config.batch)
     step = make_step(model, settings, chosen, jit, machine, 1000)
@@ -103,7 +104,8 @@ def measure(config: BenchConfig, machine: hardware.Hardware, name: str, kind: st
         "model": name,
         "precision": kind,
         "xla": "on" if jit else "off",
-        "attention": "fused" if fused else "blocks",
+        "attention": "fused" if fused and not size.attention_dropout else "blocks",
+        "attention_dropout": size.attention_dropout,
         "batch": config.batch,
         "tokens": config.tokens,
         "seq_per_s": round(config.batch / median, 1),

@@ -1,7 +1,7 @@
 """Train the same recipe several times (seeds, precisions) at once on one GPU and put the scores into one CSV.
 
     python -m scripts.measure_squad --train train-v1.1.json.gz --dev dev-v1.1.json.gz --recipe minilm-squad11 \\
-        --variants "--amp" "--no-amp" --seeds 1 2 3 --out results/squad11.csv
+        --variants amp no-amp --seeds 1 2 3 --out results/squad11.csv
 
 Each run is `train.py` in its own process; they share the GPU, so their times say nothing. Scores are those after the last
 epoch; those of the best one stand beside them.
@@ -33,7 +33,7 @@ class MeasureConfig:
     train: str = setting(required=True, help="training questions")
     dev: str = setting(required=True, help="dev questions")
     model: str = setting("minilm-l6", help="weights, as for train.py")
-    variants: tuple[str, ...] = setting(("--amp",), help="flags of a variant as one quoted word, a word a variant")
+    variants: tuple[str, ...] = setting(("amp",), help="flags of a variant without their dashes, quoted if there are several")
     seeds: tuple[int, ...] = setting((1, 2, 3), help="seeds of each variant")
     out: str = setting(required=True, help="CSV to write (added to if it exists)")
     runs: str = setting("runs/measure", help="folder for the run folders")
@@ -45,7 +45,7 @@ def main(config: MeasureConfig) -> dict:
         for seed in config.seeds:
             folder = Path(config.runs) / f"{config.recipe}-{index}-{seed}"
             flags = ["--config", config.recipe, "--model", config.model, "--data", config.train, "--dev", config.dev]
-            flags += ["--out", str(folder), "--overwrite", "--seed", str(seed), *variant.split()]
+            flags += ["--out", str(folder), "--overwrite", "--seed", str(seed), *(f"--{word}" for word in variant.split())]
             log = folder.with_suffix(".log")
             log.parent.mkdir(parents=True, exist_ok=True)
             process = subprocess.Popen(

@@ -1,12 +1,11 @@
 """`python train.py`: settings -> data, model, step -> the loop -> a run folder."""
 
 import dataclasses
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's greetings hide what matters
+import train.environment  # noqa: F401  isort: skip - before TensorFlow
 
 import numpy as np
 import tensorflow as tf
@@ -36,8 +35,12 @@ def main(config: TrainConfig) -> dict:
     jit, why_jit = hardware.use_xla(config.jit, machine.gpu)
     say = print if machine.chief else lambda *words: None
     say(f"precision: {chosen.compute} ({chosen.reason})")
-    say(f"device: {'GPU' if machine.gpu else 'CPU'}, {machine.replicas * 1} replica(s); xla: {'on' if jit else 'off'} ({why_jit})")
+    say(f"device: {'GPU' if machine.gpu else 'CPU'}, {machine.replicas} replica(s); xla: {'on' if jit else 'off'} ({why_jit})")
 
+    if config.batch_size % machine.replicas:
+        raise UsageError(
+            f"--batch-size {config.batch_size} cannot be split over {machine.replicas} devices; make it a multiple of that"
+        )
     out = Path(config.out)
     if machine.chief:  # another worker may look when the chief has begun to write
         check_out(out, config)
@@ -165,7 +168,7 @@ def tokenised(dataset, tokenizer, options, config: TrainConfig, say, title: str)
     """Featurise with a progress bar, and say what was left out."""
     if dataset.skipped:
         say(f"{title}: {len(dataset.skipped)} of {len(dataset.skipped) + len(dataset.examples)} questions left out, first {dataset.skipped[0]}")
-    root = Path(config.cache or os.environ.get("RETORT_CACHE") or Path.home() / ".cache" / "retort")
+    root = Path(config.cache or train.environment.CACHE)
     with tqdm(desc=f"tokenise {title}", unit="text", leave=False, mininterval=1.0) as bar:
 
         def progress(done: int, total: int) -> None:

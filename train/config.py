@@ -54,7 +54,15 @@ class TrainConfig:
     weight_decay: float = setting(0.01, least=0.0, help="AdamW's decay, not on biases and layer norms")
     bias_correction: bool = setting(True, help="Adam's; --no-bias-correction copies google-research/bert")
     clip_norm: float = setting(1.0, least=0.0, help="upper bound of the gradients' global norm; 0 for none")
-    dropout: float | None = setting(None, least=0.0, most=0.9, help="all dropout rates; none: the checkpoint's own")
+    dropout: float | None = setting(
+        None, least=0.0, most=0.9, help="rate after embeddings and outputs; none: the checkpoint's own, usually 0.1"
+    )
+    attention_dropout: float | None = setting(
+        None,
+        least=0.0,
+        most=0.9,
+        help="rate of attention probabilities; none: the checkpoint's own, usually 0.1; 0 allows cuDNN's fused attention",
+    )
 
     window: int = setting(384, least=16, most=512, help="tokens a window has at most, question and special tokens included")
     stride: int = setting(128, least=1, help="tokens by which the next window of a long passage starts later")

@@ -76,8 +76,11 @@ def use_xla(asked: bool | None, gpu: bool) -> tuple[bool, str]:
     return gpu, "on a GPU" if gpu else "not on a CPU, where oneDNN's operations are faster"
 
 
-def use_fused_attention(gpu: bool, jit: bool, precision: Precision) -> tuple[bool, str]:
-    """Whether attention is cuDNN's fused kernel, and why."""
+def use_fused_attention(gpu: bool, jit: bool, precision: Precision, rate: float) -> tuple[bool, str]:
+    """Whether attention is cuDNN's fused kernel, and why. `rate` is the dropout of attention probabilities.
+
+    With a rate the kernel serves evaluation alone, see `model/cudnn_attention.py`.
+    """
     if not gpu:
         return False, "in blocks of queries (no GPU)"
     if not jit:
@@ -88,4 +91,9 @@ def use_fused_attention(gpu: bool, jit: bool, precision: Precision) -> tuple[boo
     major = details.get("compute_capability", (0, 0))[0]
     if major < FUSED_CAPABILITY:
         return False, f"in blocks of queries (cuDNN's kernel needs compute capability 8.0, this GPU has {major}.x)"
+    if rate:
+        return True, (
+            f"in blocks of queries in training (it drops {rate:g} of the probabilities, which cuDNN's kernel cannot do here; "
+            "--attention-dropout 0 trains with it), cuDNN's fused kernel in evaluation"
+        )
     return True, "cuDNN's fused kernel"
