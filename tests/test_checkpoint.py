@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import subprocess
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,8 @@ class KilledError(BaseException):
 
 def write(folder, value: float, count: int = 4) -> None:
     arrays = {"a": np.full(count, value, np.float32)}
-    checkpoint.write_folder(folder, {"model.safetensors": arrays, "state.safetensors": arrays}, {"state.json": {"step": value}})
+    files = {"model.safetensors": arrays, "state.safetensors": arrays}
+    checkpoint.write_folder(folder, files, {"state.json": {"step": value}})
 
 
 def seen(folder) -> float:
@@ -50,7 +52,7 @@ def kill_at(monkeypatch, module, name: str, call: int, after: bool) -> None:
 
 
 # What is being done when the process dies, and the checkpoint that has to be there afterwards.
-MOMENTS = {
+MOMENTS: dict[str, tuple[Any, ...]] = {
     "before anything is written": (checkpoint, "save_file", 1, False, 1.0),
     "between two files": (checkpoint, "save_file", 2, False, 1.0),
     "before the folder is synced": (checkpoint, "_sync", 4, False, 1.0),
@@ -123,7 +125,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint_whole_and_says_so(error, tmp
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save_file", save)
-        with pytest.raises(UserError, match="no space left .* previous one in .*last is whole.* --resume"):
+        with pytest.raises(UserError, match=r"no space left .* previous one in .*last is whole.* --resume"):
             write(folder, 2.0)
     assert seen(folder) == 1.0
     assert [path.name for path in tmp_path.iterdir()] == ["last"]  # the half-written one takes no space
@@ -142,8 +144,8 @@ def test_an_error_that_is_no_full_disk_is_not_called_one(tmp_path, monkeypatch):
 
 def test_a_disk_that_is_really_full_is_reported_as_such(tmp_path):
     """On a disk of 256 KiB: the first checkpoint fits, a second one beside it does not."""
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(tmp_path)], capture_output=True, check=False)
-    if mounted.returncode:
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(tmp_path)]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("a small disk can only be mounted by root")
     try:
         write(tmp_path / "last", 1.0, count=20_000)  # two files of 80 kB
@@ -199,5 +201,5 @@ def test_a_missing_file_is_named(name, tmp_path):
 
 
 def test_resuming_without_a_checkpoint_says_what_to_do(tmp_path):
-    with pytest.raises(UserError, match="before its first checkpoint.*--overwrite"):
+    with pytest.raises(UserError, match=r"before its first checkpoint.*--overwrite"):
         checkpoint.load_last(tmp_path / "last", {}, {})

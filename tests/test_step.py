@@ -94,14 +94,15 @@ def test_a_compiled_step_computes_what_its_source_says(settings):
 
 
 def test_two_batches_summed_are_one_of_twice_the_size():
-    summed, whole = make(accumulate=2), make(batch_size=16)
+    summed, whole = make(accumulate=2, clip_norm=0.0), make(batch_size=16, clip_norm=0.0)
     for number in range(0, 6, 2):
         halves = batch(seed=number), batch(seed=number + 1)
-        for place, half in enumerate(halves):
-            summed(half, number + place)
-        whole(joined(*halves), number)
+        norms = [summed(half, number + place).numpy()[NORM] for place, half in enumerate(halves)]
+        assert norms[1] == pytest.approx(whole(joined(*halves), number).numpy()[NORM], rel=1e-5)
+    for name, slot in whole.optimizer.variables().items():  # Adam's steps alone would look alike for any multiple
+        np.testing.assert_allclose(summed.variables()[name].numpy(), slot.numpy(), rtol=1e-4, atol=1e-7, err_msg=name)
     np.testing.assert_allclose(weights(summed), weights(whole), rtol=1e-5, atol=1e-6)
-    assert int(summed.optimizer.updates.numpy()) == int(whole.optimizer.updates.numpy()) == 3
+    assert int(summed.optimizer.updates.numpy()) == 3
 
 
 def test_a_sum_that_is_not_complete_moves_no_weight():

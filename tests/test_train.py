@@ -47,9 +47,8 @@ def test_a_run_learns_and_leaves_a_folder_that_describes_itself(home):
     assert info.made["settings"]["lr"] == 5e-3
     assert (run / "vocab.txt").read_bytes() == (home / "model" / "vocab.txt").read_bytes()
     assert {array.dtype for array in load_file(run / "best" / "model.safetensors").values()} == {np.dtype("float32")}
-    assert {"step", "updates", "skipped_steps", "loss", "gradient_norm", "learning_rate", "loss_scale", "seq_per_s"} <= set(
-        tiny.lines(run)[0]
-    )
+    told = {"step", "updates", "skipped_steps", "loss", "gradient_norm", "learning_rate", "loss_scale", "seq_per_s"}
+    assert told <= tiny.lines(run)[0].keys()
 
 
 def test_the_best_weights_are_those_of_the_best_evaluation(home):
@@ -111,12 +110,12 @@ def test_resuming_with_other_settings_names_them(home):
 
 
 def test_resuming_where_there_is_no_run_says_so(flags):
-    with pytest.raises(UsageError, match="no run in .*leave --resume out"):
+    with pytest.raises(UsageError, match=r"no run in .*leave --resume out"):
         tiny.train([*flags, "--resume"])
 
 
 def test_a_run_that_exists_is_not_touched_without_being_told(home):
-    with pytest.raises(UsageError, match="exists; add --resume .* --overwrite") as caught:
+    with pytest.raises(UsageError, match=r"exists; add --resume .* --overwrite") as caught:
         tiny.train([*tiny.arguments(home), *LONG])
     assert caught.value.exit_code == 2
 
@@ -170,7 +169,7 @@ def test_bad_input_is_named_and_leaves_nothing_behind(case, flags, tmp_path):
 
 def test_a_vocabulary_larger_than_the_embeddings_is_refused(home, tmp_path):
     model = tiny.weights(tmp_path / "model", rows=100, pieces=101)
-    with pytest.raises(UserError, match="101 pieces.* 100 rows"):
+    with pytest.raises(UserError, match=r"101 pieces.* 100 rows"):
         tiny.train([*tiny.arguments(home), "--model", str(model), "--out", str(tmp_path / "run")])
 
 
@@ -179,12 +178,12 @@ def test_weights_that_are_not_finite_are_refused(home, tmp_path):
     tensors = load_file(model / "model.safetensors")
     tensors["encoder.layer.0.output.dense.bias"][3] = np.nan
     tiny.save_file(tensors, model / "model.safetensors")
-    with pytest.raises(UserError, match="layers.0.ffn.out.bias not finite"):
+    with pytest.raises(UserError, match=r"layers\.0\.ffn\.out\.bias not finite"):
         tiny.train([*tiny.arguments(home), "--model", str(model), "--out", str(tmp_path / "run")])
 
 
 def test_an_unknown_flag_is_told_its_nearest(flags):
-    with pytest.raises(UsageError, match="--warmpu.*--warmup") as caught:
+    with pytest.raises(UsageError, match=r"--warmpu.*--warmup") as caught:
         tiny.train([*flags, "--warmpu", "0.2"])
     assert caught.value.exit_code == 2
 
@@ -192,14 +191,14 @@ def test_an_unknown_flag_is_told_its_nearest(flags):
 def test_asking_for_a_gpu_where_there_is_none_is_an_error():
     with (
         mock.patch.object(tf.config, "list_physical_devices", return_value=[]),
-        pytest.raises(UserError, match="no GPU is visible.*--device gpu needs one; check nvidia-smi") as caught,
+        pytest.raises(UserError, match=r"no GPU is visible.*--device gpu needs one; check nvidia-smi") as caught,
     ):
         hardware.prepare("gpu", "none", False, 1)
     assert caught.value.exit_code == 1
 
 
 def test_fifty_skips_in_a_row_end_the_run_with_the_variable_named(tmp_path):
-    with tiny.eager(), pytest.raises(UserError, match="50 steps in a row .* is 1; .* is w.kernel") as caught:
+    with tiny.eager(), pytest.raises(UserError, match=r"50 steps in a row .* is 1; .* is w.kernel") as caught:
         loop.run(tiny.job(tmp_path, epochs=15, spoil=True, save_every=10))
     assert caught.value.exit_code == 1
     last = load_file(tmp_path / "last" / "model.safetensors")
@@ -211,11 +210,3 @@ def test_a_run_that_gets_nowhere_ends_soon_however_seldom_it_logs(tmp_path):
     with tiny.eager(), pytest.raises(UserError, match="in a row"):
         loop.run(job)
     assert 50 <= int(job.step.loss_scale.skipped.numpy()) <= 75
-
-
-def test_an_error_is_one_line_and_the_last_line_of_output(flags):
-    process = tiny.start([*flags, "--device", "gpu"])
-    code, last, output = tiny.finish(process)
-    assert (code, last["command"], last["exit_code"]) == (1, "train", 1)
-    assert "no GPU is visible" in last["error"]
-    assert "Traceback" not in output

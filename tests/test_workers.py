@@ -1,4 +1,4 @@
-"""Several devices and several machines learn what one learns. Run as a script, this file is a process with two devices."""
+"""Several devices and several machines learn what one learns. As a script, this file is a process with two devices."""
 
 import contextlib
 import json
@@ -54,7 +54,9 @@ def test_two_workers_have_the_loss_curve_of_one_with_the_same_batch(tmp_path):
     assert [last["metrics"]["updates"] for _, last, _ in ended] == [alone["updates"]] * 2
 
 
-@pytest.mark.parametrize("stated", [None, "", "{}", '{"cluster": {"worker": ["a:1"]}}', '{"cluster": 3, "task": 4}', "[1]"])
+@pytest.mark.parametrize(
+    "stated", [None, "", "{}", '{"cluster": {"worker": ["a:1"]}}', '{"cluster": 3, "task": 4}', "[1]"]
+)
 def test_a_worker_without_a_usable_list_of_workers_says_what_it_needs(stated, monkeypatch):
     monkeypatch.delenv("TF_CONFIG", raising=False)
     if stated is not None:
@@ -66,7 +68,7 @@ def test_a_worker_without_a_usable_list_of_workers_says_what_it_needs(stated, mo
 def test_a_batch_that_cannot_be_shared_out_is_refused(tmp_path):
     strategy = mock.Mock(num_replicas_in_sync=3)
     machine = hardware.Hardware(False, strategy, rank=0, ranks=3, chief=True)
-    with pytest.raises(UsageError, match="--batch-size 8 .*3 devices"):
+    with pytest.raises(UsageError, match=r"--batch-size 8 .*3 devices"):
         tiny.train(tiny.arguments(tmp_path), machine)
 
 
@@ -106,7 +108,9 @@ def _two_devices(out: Path) -> None:
     random = np.random.default_rng(0)
     for number in range(8):
         given = {"x": random.normal(size=(8, 4)), "y": random.normal(size=(8, 3)), "weight": np.arange(8) < 7}
-        given = {name: value.astype(np.float32) for name, value in given.items()} | {"token_ids": np.zeros((8, 1), np.int32)}
+        given = {name: value.astype(np.float32) for name, value in given.items()} | {
+            "token_ids": np.zeros((8, 1), np.int32)
+        }
         if number == 2:
             given["y"][5] = np.inf
 
@@ -115,7 +119,9 @@ def _two_devices(out: Path) -> None:
 
         shared = strategy.experimental_distribute_values_from_function(share)
         for name, step, batch in (("one", one, given), ("two", two, shared)):
-            numbers = step({key: tf.constant(value) for key, value in batch.items()} if name == "one" else batch, number)
+            numbers = step(
+                {key: tf.constant(value) for key, value in batch.items()} if name == "one" else batch, number
+            )
             seen[name].append(np.nan_to_num(numbers.numpy(), posinf=-1, nan=-1).tolist())
     everything = {**two.variables(), **weights}
     seen["copies"] = {

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -111,11 +112,12 @@ def settings(argv: list[str]) -> TrainConfig:
     return options.parse(TrainConfig, argv, "train")
 
 
-def train(argv: list[str], machine: Hardware = Hardware(False, None, rank=0, ranks=1, chief=True)) -> dict:
+def train(argv: list[str], machine: Hardware | None = None) -> dict:
     """The command in this process, whose TensorFlow is left as it is; returns the metrics."""
     config = settings(argv)
     tf.keras.utils.set_random_seed(config.seed)
-    with mock.patch.object(command.hardware, "prepare", lambda *_: machine):
+    machine = machine or Hardware(False, None, rank=0, ranks=1, chief=True)
+    with mock.patch.object(command.hardware, "prepare", return_value=machine):
         return command.main(config)["metrics"]
 
 
@@ -158,7 +160,10 @@ def job(out: Path, *, epochs: int = 3, spoil: bool = False, scale: float = 2.0**
     spoil: make the targets infinite, so that no step is ever taken.
     """
     random = np.random.default_rng(0)
-    weights = {"w.kernel": tf.Variable(random.normal(size=(4, 3)).astype(np.float32)), "w.bias": tf.Variable(tf.zeros(3))}
+    weights = {
+        "w.kernel": tf.Variable(random.normal(size=(4, 3)).astype(np.float32)),
+        "w.bias": tf.Variable(tf.zeros(3)),
+    }
 
     def objective(given, seed):
         x = tf.cast(dropout(given["x"], 0.2, seed), tf.float16)
@@ -177,7 +182,8 @@ def job(out: Path, *, epochs: int = 3, spoil: bool = False, scale: float = 2.0**
     optimizer = AdamW(weights, lambda done: learning_rate(done, 0.05, 2, 10))
     step = Step(objective, optimizer, LossScale(True, scale, growth_interval=3), batch_size=4, accumulate=2)
     info = RunInfo({}, {}, 64, 32, 24, 30)
-    return loop.Job(out, info, step, weights, {}, batches, 7, epochs, None, **{"save_every": 3, "log_every": 1} | settings)
+    every: dict[str, Any] = {"save_every": 3, "log_every": 1, **settings}
+    return loop.Job(out, info, step, weights, {}, batches, 7, epochs, None, **every)
 
 
 @contextlib.contextmanager

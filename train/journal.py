@@ -53,7 +53,7 @@ class Journal:
         table = dict(zip(self.names, numbers.T, strict=True))
         seconds = time.perf_counter() - self.since
         taken = table.pop("finite") > 0
-        line = {"step": step, "updates": updates, "skipped_steps": skipped}
+        line: dict = {"step": step, "updates": updates, "skipped_steps": skipped}
         for name, column in table.items():
             if name in ("learning_rate", "loss_scale"):
                 line[name] = float(column[-1])
