@@ -86,6 +86,7 @@ class Embeddings(keras.layers.Layer):
         self.position = self.add_weight(shape=(config.positions, config.hidden), name="position", **table)
         self.segment = self.add_weight(shape=(config.segments, config.hidden), name="segment", **table)
         self.norm = LayerNorm(config.hidden, config.layer_norm_epsilon, dtype, "norm")
+        self.built = True  # or else Keras runs the first call twice, once to find out what is to be built
 
     def call(self, token_ids, segment_ids, seed=None):
         length = token_ids.shape[1] or tf.shape(token_ids)[1]

@@ -170,7 +170,7 @@ def _from_hugging_face(folder: Path, source: str) -> Published:
     stated = read_json(folder / "config.json")
     if stated.get("model_type", "bert") != "bert":
         raise UserError(f"{source} is a {stated['model_type']!r} model; only BERT encoders can be read")
-    activation = stated.get("hidden_act", "gelu")
+    activation = str(stated.get("hidden_act", "gelu"))
     gelu = {"gelu": "erf", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}.get(activation, activation)
     config = _config(stated, source, gelu)
     tensors = read_tensors(folder / MODEL_FILE)
@@ -187,7 +187,7 @@ def _from_google(folder: Path) -> Published:
     import tensorflow as tf
 
     stated = read_json(folder / "bert_config.json")
-    activation = stated.get("hidden_act", "gelu")
+    activation = str(stated.get("hidden_act", "gelu"))
     # google-research/bert means the tanh form by "gelu"; other activations are refused by their own names.
     config = _config(stated, str(folder), "tanh" if activation == "gelu" else activation)
     found = sorted(path.name.removesuffix(".index") for path in folder.glob(CHECKPOINT))

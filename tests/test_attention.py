@@ -22,14 +22,19 @@ def three(batch, length, heads, size, dtype=tf.float32):
     return [drawn((batch, length, heads, size), seed, dtype) for seed in (1, 2, 3)]
 
 
+def attended(tensors, mask, **arguments):
+    query, key, value = tensors
+    return attend(query, key, value, mask, **arguments)
+
+
 def mask_of(lengths, length):
     return tf.sequence_mask(lengths, length, tf.int32)
 
 
-def in_float64(query, key, value, mask):
+def in_float64(tensors, mask):
     """The equation, as one would write it: [B, S, N, D]."""
-    query, key, value = (np.float64(x) for x in (query, key, value))
-    scores = np.einsum("bqnd,bknd->bnqk", query, key) / np.sqrt(query.shape[-1])
+    query, key, value = (np.array(x, np.float64) for x in tensors)
+    scores = np.einsum("bqnd,bknd->bnqk", query, key) / query.shape[-1] ** 0.5
     scores = np.where(np.array(mask)[:, None, None, :], scores, -np.inf)
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     return np.einsum("bnqk,bknd->bqnd", weights / weights.sum(-1, keepdims=True), value)
@@ -41,7 +46,7 @@ def with_gradients(tensors, mask, whole=False, **arguments):
     with tf.GradientTape() as tape:
         tape.watch(tensors)
         scores = scaled_scores(*tensors[:2]) if whole else None
-        output = attend(*tensors, mask, scores=scores, **arguments)
+        output = attended(tensors, mask, scores=scores, **arguments)
     return [output * real, *tape.gradient(output, tensors, output_gradients=drawn(output.shape, 4) * real)]
 
 
@@ -60,21 +65,21 @@ def test_blocks_equal_the_whole_and_float64_in_value_and_gradients(length, size,
     for name, got, want in zip(("output", "dq", "dk", "dv"), blocked, whole, strict=True):
         np.testing.assert_allclose(got, want, atol=1e-5, err_msg=name)
     real = np.array(mask)[:, :, None, None]
-    np.testing.assert_allclose(blocked[0], in_float64(*tensors, mask) * real, atol=1e-5)
+    np.testing.assert_allclose(blocked[0], in_float64(tensors, mask) * real, atol=1e-5)
 
 
 def test_a_length_known_only_at_run_time_gives_the_same():
     tensors, mask = three(2, 200, 2, 8), mask_of([200, 30], 200)
     spec = [tf.TensorSpec([None, None, 2, 8])] * 3 + [tf.TensorSpec([None, None], tf.int32)]
-    compiled = tf.function(lambda *x: with_dynamic_gradient(*x), input_signature=spec, autograph=False)
 
-    def with_dynamic_gradient(query, key, value, mask):
+    def both(*x):
         with tf.GradientTape() as tape:
-            tape.watch(query)
-            output = attend(query, key, value, mask)
-        return output, tape.gradient(output, query)
+            tape.watch(x[0])
+            output = attended(x[:3], x[3])
+        return output, tape.gradient(output, x[0])
 
-    for got, want in zip(compiled(*tensors, mask), with_dynamic_gradient(*tensors, mask), strict=True):
+    compiled = tf.function(both, input_signature=spec, autograph=False)
+    for got, want in zip(compiled(*tensors, mask), both(*tensors, mask), strict=True):
         np.testing.assert_allclose(got, want, atol=1e-5)
 
 
@@ -93,10 +98,10 @@ def test_a_narrow_dtype_goes_in_and_out_with_a_float32_softmax(dtype):
     tensors[1] += tf.constant(30, dtype)  # large scores that differ little: a narrow softmax would see few values
     mask = mask_of([150, 40], 150)
     assert scaled_scores(*tensors[:2]).dtype == tf.float32
-    output = attend(*tensors, mask)
+    output = attended(tensors, mask)
     assert output.dtype == dtype
     real = np.array(mask, bool)
-    error = np.abs(tf.cast(output, tf.float64) - in_float64(*(tf.cast(x, tf.float64) for x in tensors), mask))[real]
+    error = np.abs(tf.cast(output, tf.float64) - in_float64([tf.cast(x, tf.float64) for x in tensors], mask))[real]
     assert error.mean() < {"float16": 0.01, "bfloat16": 0.08}[dtype.name]
 
 
@@ -151,9 +156,9 @@ def test_blocks_rows_seeds_and_sites_drop_different_probabilities():
 
 def test_without_a_seed_or_a_rate_nothing_is_dropped():
     tensors, mask = three(2, 140, 2, 8), mask_of([140, 9], 140)
-    plain = attend(*tensors, mask)
-    np.testing.assert_array_equal(attend(*tensors, mask, rate=0.5), plain)
-    np.testing.assert_array_equal(attend(*tensors, mask, seed=SEED), plain)
+    plain = attended(tensors, mask)
+    np.testing.assert_array_equal(attended(tensors, mask, rate=0.5), plain)
+    np.testing.assert_array_equal(attended(tensors, mask, seed=SEED), plain)
 
 
 @pytest.mark.parametrize("position", range(3), ids=["query", "key", "value"])
@@ -165,7 +170,7 @@ def test_gradients_under_dropout_equal_finite_differences(position):
 
     def loss(offset):
         moved = [x + offset * direction if index == position else x for index, x in enumerate(tensors)]
-        return float(tf.reduce_sum(tf.cast(attend(*moved, mask, rate=0.4, seed=SEED) * upstream, tf.float64)))
+        return float(tf.reduce_sum(tf.cast(attended(moved, mask, rate=0.4, seed=SEED) * upstream, tf.float64)))
 
     wanted = (loss(1e-2) - loss(-1e-2)) / 2e-2
     gradient = with_gradients(tensors, mask, rate=0.4, seed=SEED)[1 + position]
@@ -236,12 +241,12 @@ def test_fused_attention_widens_heads_with_zeros_and_keeps_their_scale(monkeypat
 
     monkeypatch.setattr(cudnn_attention, "_fused", plain)
     tensors, mask = three(2, 40, 3, 26, tf.bfloat16), mask_of([40, 7], 40)
-    got, want = attend(*tensors, mask, fused=True), attend(*tensors, mask)
+    got, want = attended(tensors, mask, fused=True), attended(tensors, mask)
     assert got.shape == want.shape
     np.testing.assert_allclose(tf.cast(got, tf.float32), tf.cast(want, tf.float32), atol=0.03)
     # The kernel is called without dropout only; what is dropped comes from the blocks.
-    blocked = attend(*tensors, mask, rate=0.5, seed=SEED)
-    np.testing.assert_array_equal(attend(*tensors, mask, rate=0.5, seed=SEED, fused=True), blocked)
+    blocked = attended(tensors, mask, rate=0.5, seed=SEED)
+    np.testing.assert_array_equal(attended(tensors, mask, rate=0.5, seed=SEED, fused=True), blocked)
 
 
 @pytest.mark.parametrize(("dtype", "length", "error", "message"), [

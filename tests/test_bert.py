@@ -212,6 +212,20 @@ def test_each_kind_of_dropout_works_alone(rates):
     assert np.abs(model(*arrays, seed=tf.constant([1, 2], tf.int64))[0] - model(*arrays)[0]).max() > 0.01
 
 
+def test_every_place_of_dropout_draws_from_a_seed_of_its_own(monkeypatch):
+    drawn_at = []
+
+    def record(x, rate, seed):
+        drawn_at.append((rate, tuple(seed.numpy().tolist())))
+        return x
+
+    monkeypatch.setattr("model.bert.dropout", record)
+    monkeypatch.setattr("model.attention.dropout", record)
+    drawn(replace(SMALL, attention_dropout=0.2))(*batch(), seed=tf.constant([1, 2], tf.int64))
+    assert [rate for rate, _ in drawn_at] == [0.1] + 3 * [0.2, 0.1, 0.1]
+    assert len({seed for _, seed in drawn_at}) == 10
+
+
 def test_names_cover_every_variable_once_in_the_expected_shapes():
     model = SpanModel(SMALL)
     names = model.names()
@@ -251,7 +265,7 @@ def test_sizes_that_make_no_model_are_refused(change, message):
 
 
 def test_the_loss_is_the_mean_cross_entropy_of_real_tokens():
-    start, end = np.float32([[1, 2, 9], [0, 0, 0]]), np.float32([[0, 1, 9], [3, 0, 0]])
-    mask = np.int32([[1, 1, 0], [1, 1, 1]])  # the third token of the first row must not count
+    start, end = np.array([[[1, 2, 9], [0, 0, 0]], [[0, 1, 9], [3, 0, 0]]], np.float32)
+    mask = np.array([[1, 1, 0], [1, 1, 1]], np.int32)  # the third token of the first row must not count
     want = [(np.log1p(np.e) - 1 + np.log1p(np.e)) / 2, (np.log(3) + np.log(np.exp(3) + 2)) / 2]
     np.testing.assert_allclose(span_loss(start, end, mask, [1, 0], [0, 1]), want, rtol=1e-6)

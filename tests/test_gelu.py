@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from model.gelu import bias_gelu
 
-BIAS = np.float32([-0.5, 0.0, 0.25, 1.0])
+BIAS = np.array([-0.5, 0.0, 0.25, 1.0], np.float32)
 
 
 def erf_form(z):
@@ -44,10 +44,10 @@ def test_value_and_gradients_equal_float64_up_to_rounding_to_the_dtype(form, dty
     assert (y.dtype, dx.dtype, dbias.dtype) == (x.dtype, x.dtype, tf.float32)
 
     z, g = tf.cast(x, tf.float64).numpy() + BIAS, tf.cast(upstream, tf.float64).numpy()
-    rounding = {"rtol": ULP[dtype], "atol": 2e-6}
-    np.testing.assert_allclose(tf.cast(y, tf.float64), FORMS[form](z), **rounding)
+    rtol, atol = ULP[dtype], 2e-6
+    np.testing.assert_allclose(tf.cast(y, tf.float64), FORMS[form](z), rtol=rtol, atol=atol)
     want = g * slope(FORMS[form], z)
-    np.testing.assert_allclose(tf.cast(dx, tf.float64), want, **rounding)
+    np.testing.assert_allclose(tf.cast(dx, tf.float64), want, rtol=rtol, atol=atol)
     # Summed before it is rounded: the bias's gradient is a float32 sum even where dx is not.
     np.testing.assert_allclose(dbias, want.sum(axis=0), rtol=1e-5, atol=1e-5)
 

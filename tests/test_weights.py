@@ -87,8 +87,8 @@ def assert_used_exactly_once(tensors, published):
     """Every number of the source is in our tensors once, or in a tensor that is listed as left over."""
     used = [value for name, value in tensors.items() if name not in published.left_over]
     assert set(published.left_over) <= tensors.keys()
-    everything = [np.sort(np.concatenate([x.ravel() for x in part])) for part in (used, published.tensors.values())]
-    np.testing.assert_array_equal(*everything)
+    theirs, ours = (np.sort(np.concatenate([x.ravel() for x in part])) for part in (used, published.tensors.values()))
+    np.testing.assert_array_equal(theirs, ours)
     assert {value.dtype for value in published.tensors.values()} == {np.dtype("float32")}
 
 
