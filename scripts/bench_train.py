@@ -25,8 +25,8 @@ from configs.options import setting
 from model.config import NAMED
 from model.heads import SpanModel
 from train import hardware, precision
-from train.__main__ import make_step
 from train.config import TrainConfig
+from train.prepare import make_step
 
 COLUMNS = [
     "model", "precision", "xla", "attention", "attention_dropout", "batch", "tokens", "seq_per_s", "step_ms", "peak_gib", "first_step_s",

@@ -62,10 +62,17 @@ class LossScale:
         if growth_interval < 1:
             raise UserError(f"--loss-scale-growth-interval {growth_interval} must be at least 1 step")
         self.scaled, self.growth_interval, self.floor, self.cap = scaled, growth_interval, floor, cap
-        self.scale = tf.Variable(initial if scaled else 1.0, trainable=False, dtype=tf.float32, name="loss_scale")
+        self.initial = initial if scaled else 1.0
+        self.scale = tf.Variable(self.initial, trainable=False, dtype=tf.float32, name="loss_scale")
         self.good = tf.Variable(0, trainable=False, dtype=tf.int64, name="good_steps")
         self.skipped = tf.Variable(0, trainable=False, dtype=tf.int64, name="skipped_steps")
         self.skipped_in_a_row = tf.Variable(0, trainable=False, dtype=tf.int64, name="skipped_in_a_row")
+
+    def restart(self) -> None:
+        """State as at the start of a run."""
+        for variable in self.variables().values():
+            variable.assign(tf.zeros_like(variable))
+        self.scale.assign(self.initial)
 
     def variables(self) -> dict[str, tf.Variable]:
         names = ("scale", "good", "skipped", "skipped_in_a_row")

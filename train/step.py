@@ -69,6 +69,22 @@ class Step:
         sums = {f"sum.{name}": variable for name, variable in self.sums.items()}
         return {**self.optimizer.variables(), **self.loss_scale.variables(), "pending": self.pending, **sums}
 
+    def restart(self, seed: int) -> None:
+        """Everything but the weights as at the start of a run with this seed; what is compiled stays."""
+        self.seed = seed
+        for variable in self.variables().values():
+            variable.assign(tf.zeros_like(variable))
+        self.loss_scale.restart()
+
+    def summary(self) -> dict:
+        """What a command's last line tells of the steps."""
+        return {
+            "updates": int(self.optimizer.updates.numpy()),
+            "skipped_steps": int(self.loss_scale.skipped.numpy()),
+            "loss_scale": float(self.loss_scale.scale.numpy()),
+            "compiled_shapes": len(self.shapes),
+        }
+
     @property
     def measured(self) -> tuple[str, ...]:
         """Names of the numbers that a step returns, in order."""
