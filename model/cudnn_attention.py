@@ -1,14 +1,15 @@
 """cuDNN's fused attention called from TensorFlow: a StableHLO text handed to XLA, with its gradient.
 
 TensorFlow has no op for it, but the XLA inside TensorFlow compiles the custom calls `__cudnn$fmhaSoftmax` and
-`__cudnn$fmhaSoftmaxBackward`; `xla.call_module` takes them as text. No [B, N, S, S] tensor exists in either direction: the
-forward pass keeps the softmax statistics, float32 [B, N, S]. Shapes are part of the text, so there is one module per
-(batch, length) pair, made when the caller is traced.
-Works only inside `tf.function(jit_compile=True)` on an NVIDIA GPU of compute capability 8.0 or newer, float16 and bfloat16.
+`__cudnn$fmhaSoftmaxBackward`; `xla.call_module` takes them as text. No [B, N, S, S] tensor exists in either
+direction: the forward pass keeps the softmax statistics, float32 [B, N, S]. Shapes are part of the text, so there is
+one module per (batch, length) pair, made when the caller is traced.
+Works only inside `tf.function(jit_compile=True)` on an NVIDIA GPU of compute capability 8.0 or newer, float16 and
+bfloat16.
 
-Dropout of attention probabilities is not offered. The kernel has it (`__cudnn$fmhaSoftmaxDropout`, `dropout_rate` and `seed`
-in its configuration), but XLA keeps the mask's counter per local device, and TensorFlow 2.21 tells it of none: the process
-dies of a segmentation fault. Tried on an H200 with cuDNN 9.
+Dropout of attention probabilities is not offered. The kernel has it (`__cudnn$fmhaSoftmaxDropout`, `dropout_rate` and
+`seed` in its configuration), but XLA keeps the mask's counter per local device, and TensorFlow 2.21 tells it of none:
+the process dies of a segmentation fault. Tried on an H200 with cuDNN 9.
 """
 
 import functools
@@ -78,7 +79,7 @@ def _call(arguments, module, types, shapes):
 
 
 def _module(batch, length, heads, size, dtype, scale, direction) -> str:
-    """The StableHLO text of one direction. Results of the custom calls are [B, N, S, D] in memory order [B, S, N, D]."""
+    """The StableHLO text of one direction. The custom calls' results are [B, N, S, D] in memory order [B, S, N, D]."""
     element, xla_element = _ELEMENT[dtype]
     x = f"tensor<{batch}x{length}x{heads}x{size}x{element}>"  # q, k, v and their gradients
     turned = f"tensor<{batch}x{heads}x{length}x{size}x{element}>"
@@ -141,7 +142,7 @@ _ROW1 = "dense<0> : tensor<1xindex>"
 
 
 def _backend_config(scores_shape, element, scale, direction) -> str:
-    """XLA's `GpuBackendConfig` for the call as JSON, quotes escaped for an MLIR string; numbers that are int64 are strings."""
+    """XLA's `GpuBackendConfig` for the call as JSON, quotes escaped for an MLIR string; int64 numbers are strings."""
 
     def dimensions(lhs_contract, rhs_contract, lhs_batch, rhs_batch):
         return {

@@ -1,10 +1,10 @@
 """The run folder: what train and distill write, and what distill, evaluate and export read. No TensorFlow here.
 
-    config.json            what the model is and how it was made (`RunInfo`)
-    best/model.safetensors the weights with the best dev score, float32, names as in `model/weights.py`
-    best/metrics.json      that score
-    last/                  the newest weights with everything that `--resume` needs (`train/checkpoint.py`)
-    vocab.txt  metrics.jsonl  events/ (TensorBoard)
+config.json            what the model is and how it was made (`RunInfo`)
+best/model.safetensors the weights with the best dev score, float32, names as in `model/weights.py`
+best/metrics.json      that score
+last/                  the newest weights with everything that `--resume` needs (`train/checkpoint.py`)
+vocab.txt  metrics.jsonl  events/ (TensorBoard)
 """
 
 import json

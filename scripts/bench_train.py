@@ -2,9 +2,10 @@
 
     python -m scripts.bench_train --out results/train.csv
 
-The step is that of train.py: dropout 0.1 (of attention probabilities: --attention-dropout), loss scale under float16, clipping, AdamW. Batches are full (no padding) random
-tokens, the same for every row of the table. Times are medians over repetitions of several steps each; the first step,
-which traces and compiles, is given apart. Compare rows of one run only.
+The step is that of train.py: dropout 0.1 (of attention probabilities: --attention-dropout), loss scale under float16,
+clipping, AdamW. Batches are full (no padding) random tokens, the same for every row of the table. Times are medians
+over repetitions of several steps each; the first step, which traces and compiles, is given apart. Compare rows of one
+run only.
 """
 
 import csv
@@ -29,8 +30,8 @@ from train.config import TrainConfig
 from train.prepare import make_step
 
 COLUMNS = [
-    "model", "precision", "xla", "attention", "attention_dropout", "batch", "tokens", "seq_per_s", "step_ms", "peak_gib", "first_step_s",
-    "device", "tensorflow", "date",
+    "model", "precision", "xla", "attention", "attention_dropout", "batch", "tokens", "seq_per_s", "step_ms",
+    "peak_gib", "first_step_s", "device", "tensorflow", "date",
 ]  # fmt: skip
 
 
@@ -122,7 +123,9 @@ def device_name(gpu: bool) -> str:
     """The GPU's name, or "CPU"."""
     if not gpu:
         return "CPU"
-    return tf.config.experimental.get_device_details(tf.config.list_physical_devices("GPU")[0]).get("device_name", "GPU")
+    return tf.config.experimental.get_device_details(tf.config.list_physical_devices("GPU")[0]).get(
+        "device_name", "GPU"
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """The whole chain on any machine, from PyPI alone: `make quickstart`.
 
-A pre-trained BERT of 6 layers learns to answer questions about an invented world, in mixed precision, and is asked about
-facts it has not seen, sentence patterns it has not seen, and passages written by hand on other subjects. Each score stands
-beside that of the untrained weights; below the scores in FLOORS the command fails. `--data tfds:squad` trains and scores on
-the real thing instead, where the network allows.
+A pre-trained BERT of 6 layers learns to answer questions about an invented world, in mixed precision, and is asked
+about facts it has not seen, sentence patterns it has not seen, and passages written by hand on other subjects. Each
+score stands beside that of the untrained weights; below the scores in FLOORS the command fails. `--data tfds:squad`
+trains and scores on the real thing instead, where the network allows.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ BUILT_IN = {
     "builtin:dev-patterns": "unseen facts and sentence patterns",
     "builtin:dev-handwritten": "written by hand, other subjects",
 }
-# F1 that a run must reach, below what the first honest runs gave: 
+# F1 that a run must reach, below what the first honest runs gave:
 FLOORS = {"builtin:dev-facts": 0.0, "builtin:dev-patterns": 0.0, "builtin:dev-handwritten": 0.0}
 
 
@@ -76,7 +76,9 @@ def main(config: QuickstartConfig) -> dict:
     if shown:
         show(*shown, config.show, config.seed)
     minutes = (time.monotonic() - start) / 60
-    print(f"\n{minutes:.1f} minutes; the run folder is {config.out}, its curves: tensorboard --logdir {config.out}/events")
+    print(
+        f"\n{minutes:.1f} minutes; the run folder is {config.out}, its curves: tensorboard --logdir {config.out}/events"
+    )
     missed = {name: floor for name, floor in FLOORS.items() if name in after and after[name]["f1"] < floor}
     if missed:
         names = ", ".join(f"{name} F1 {after[name]['f1']:.1f} below {floor}" for name, floor in missed.items())
@@ -98,7 +100,9 @@ def scored(pretrained: Path, run: Path | None, dev: str) -> tuple[dict, tuple[sq
             variable.assign(source.tensors[name])
     questions = squad.read(dev, split="dev")
     features = featurise(
-        questions, Tokenizer.from_config(source.tokenizer, source.folder / "vocab.txt"), FeatureOptions(window, stride, query)
+        questions,
+        Tokenizer.from_config(source.tokenizer, source.folder / "vocab.txt"),
+        FeatureOptions(window, stride, query),
     )
     predictions = Evaluator(model, questions, features, buckets=2).predictions()
     return score(questions, predictions), (questions, predictions)

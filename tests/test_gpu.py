@@ -51,7 +51,12 @@ def test_fused_attention_equals_float64_up_to_the_error_of_its_dtype(batch, leng
 
     bound = {"float16": 2e-3, "bfloat16": 1.6e-2}[dtype.name]
     real = tf.cast(mask, tf.float64)[:, :, None, None].numpy()
-    for name, got, want in zip("output dq dk dv".split(), both(query, key, value), reference(query, key, value, upstream, lengths)):
+    for name, got, want in zip(
+        "output dq dk dv".split(),
+        both(query, key, value),
+        reference(query, key, value, upstream, lengths),
+        strict=True,
+    ):
         got, want = tf.cast(got, tf.float64).numpy() * real, want.numpy() * real
         assert np.linalg.norm(got - want) <= bound * np.linalg.norm(want), name
 

@@ -1,1 +1,1 @@
-"""Fine-tuning: raw data and pre-trained weights in, a run folder with a fine-tuned model out. `python train.py --help`."""
+"""Fine-tuning: raw data and pre-trained weights in, a run folder with a fine-tuned model out. See `train.py --help`."""

@@ -1,7 +1,7 @@
 """Checkpoints that survive a kill at any moment, and resuming from them.
 
-A checkpoint is a folder written beside its final place and moved there by renaming. Whatever moment a process dies at, one
-whole checkpoint is found again:
+A checkpoint is a folder written beside its final place and moved there by renaming. Whatever moment a process dies
+at, one whole checkpoint is found again:
 
     write NAME.new, fsync   |  rename NAME -> NAME.old  |  rename NAME.new -> NAME  |  delete NAME.old
     NAME is whole           |  NAME.new is whole        |  NAME is whole            |  NAME is whole
@@ -31,7 +31,9 @@ def values(variables: Mapping[str, keras.Variable | tf.Variable]) -> dict[str, n
     return {name: np.asarray(variable.numpy(), order="C") for name, variable in variables.items()}
 
 
-def assign(variables: Mapping[str, keras.Variable | tf.Variable], arrays: Mapping[str, np.ndarray], source: str) -> None:
+def assign(
+    variables: Mapping[str, keras.Variable | tf.Variable], arrays: Mapping[str, np.ndarray], source: str
+) -> None:
     """Set every variable from `arrays`; both must have the same names and shapes.
 
     Raises: UserError naming what differs.
@@ -72,7 +74,9 @@ def write_folder(folder: Path, tensors: Mapping[str, Mapping[str, np.ndarray]], 
         if not full:
             raise
         kept = f"the previous one in {folder} is whole" if folder.exists() else "there was none before"
-        raise UserError(f"no space left on the disk for a checkpoint; {kept}. Make room and go on with --resume") from error
+        raise UserError(
+            f"no space left on the disk for a checkpoint; {kept}. Make room and go on with --resume"
+        ) from error
     if folder.exists():
         os.rename(folder, old)
     os.rename(scratch, folder)
@@ -98,7 +102,9 @@ def load_last(folder: Path, weights, state) -> dict:
     """Restore what `save_last` wrote; returns the position. Raises: UserError when it is missing or does not fit."""
     recover(folder)
     if not folder.is_dir():
-        raise UserError(f"{folder} does not exist: the run stopped before its first checkpoint; start it with --overwrite")
+        raise UserError(
+            f"{folder} does not exist: the run stopped before its first checkpoint; start it with --overwrite"
+        )
     for name in (MODEL_FILE, STATE_FILE, POSITION_FILE):
         if not (folder / name).is_file():
             raise UserError(f"{folder} lacks {name}; put it back, or start the run again with --overwrite")

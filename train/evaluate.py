@@ -1,11 +1,14 @@
-"""EM and F1 of a model on questions: in the loop while training, and alone as `python -m train.evaluate --run DIR --dev FILE`."""
+"""EM and F1 of a model on questions: while training, and alone as `python -m train.evaluate --run DIR --dev FILE`."""
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import train.environment  # noqa: F401  isort: skip - before TensorFlow
+
 import numpy as np
 import tensorflow as tf
+from tqdm import tqdm
 
 from configs import command
 from configs.errors import UserError
@@ -29,7 +32,9 @@ class Evaluator:
         jit: compile the forward pass with XLA (needed where the model's attention is fused).
     """
 
-    def __init__(self, model, dataset: squad.Dataset, features: Features, *, max_answer_tokens=30, jit=False, buckets=4):
+    def __init__(
+        self, model, dataset: squad.Dataset, features: Features, *, max_answer_tokens=30, jit=False, buckets=4
+    ):
         self.dataset, self.features, self.max_answer_tokens = dataset, features, max_answer_tokens
         edges = batches.edges(features.length, most=buckets, window=int(features.length.max(initial=32)))
         self.plan = batches.plan(features.length, ROWS, edges, shuffle=False)
@@ -43,8 +48,11 @@ class Evaluator:
         """Start and end logits of every window: float32 arrays of the window's length, in the order of the features."""
         start: list = [None] * len(self.features)
         end: list = [None] * len(self.features)
-        for batch in batches.batches(self.features, self.plan):
-            results = self._forward({name: tf.constant(batch[name]) for name in ("token_ids", "segment_ids", "padding_mask")})
+        every = batches.batches(self.features, self.plan)
+        for batch in tqdm(every, "answer dev", len(self.plan), unit="batch", leave=False, mininterval=1.0):
+            results = self._forward(
+                {name: tf.constant(batch[name]) for name in ("token_ids", "segment_ids", "padding_mask")}
+            )
             first, last = (result.numpy() for result in results)  # [ROWS, S] float32
             for place, row in enumerate(batch["row"]):
                 if row >= 0:
@@ -62,8 +70,10 @@ class Evaluator:
         return score(self.dataset, self.predictions())
 
 
-def score(dataset: squad.Dataset, predictions: dict[str, Prediction], threshold: float | None = None) -> dict[str, float]:
-    """EM and F1 in percent. Version 2.0: at `threshold`, or at the best one on these questions, returned as "threshold"."""
+def score(
+    dataset: squad.Dataset, predictions: dict[str, Prediction], threshold: float | None = None
+) -> dict[str, float]:
+    """EM and F1 in percent; version 2.0 at `threshold`, or at the best one on these questions, returned with them."""
     if dataset.version == "1.1":
         return metric.evaluate(dataset, texts(predictions))
     found = {}
@@ -99,7 +109,9 @@ def main(config: EvaluateConfig) -> dict:
     predictions = Evaluator(model, dataset, features, max_answer_tokens=info.max_answer_tokens).predictions()
     threshold = info.no_answer_threshold if dataset.version == "2.0" else None
     if config.predictions:
-        Path(config.predictions).write_text(json.dumps(texts(predictions, threshold), ensure_ascii=False), encoding="utf-8")
+        Path(config.predictions).write_text(
+            json.dumps(texts(predictions, threshold), ensure_ascii=False), encoding="utf-8"
+        )
     metrics = score(dataset, predictions, threshold)
     print(", ".join(f"{name} {value:.2f}" for name, value in metrics.items()))
     return {"out": str(folder), "metrics": metrics}

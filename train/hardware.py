@@ -39,8 +39,8 @@ def prepare(device: str, distribute: str, deterministic: bool, seed: int) -> Har
     gpus = tf.config.list_physical_devices("GPU")
     if device == "gpu" and not gpus:
         raise UserError(
-            "no GPU is visible to TensorFlow, --device gpu needs one; check nvidia-smi, and that the set-up was made with "
-            "`make setup DEVICE=cuda`, or leave --device out"
+            "no GPU is visible to TensorFlow, --device gpu needs one; check nvidia-smi, and that the set-up was made "
+            "with `make setup DEVICE=cuda`, or leave --device out"
         )
     if device == "cpu":
         tf.config.set_visible_devices([], "GPU")
@@ -63,8 +63,8 @@ def _worker(gpu: bool) -> Hardware:
         workers, index = stated["cluster"]["worker"], int(stated["task"]["index"])
     except (KeyError, ValueError, TypeError) as error:
         raise UserError(
-            "--distribute multiworker needs TF_CONFIG in the environment, the same list for every worker and its own index: "
-            '{"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}'
+            "--distribute multiworker needs TF_CONFIG in the environment, the same list for every worker and its own "
+            'index: {"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}'
         ) from error
     return Hardware(gpu, tf.distribute.MultiWorkerMirroredStrategy(), index, len(workers), index == 0)
 
@@ -93,7 +93,7 @@ def use_fused_attention(gpu: bool, jit: bool, precision: Precision, rate: float)
         return False, f"in blocks of queries (cuDNN's kernel needs compute capability 8.0, this GPU has {major}.x)"
     if rate:
         return True, (
-            f"in blocks of queries in training (it drops {rate:g} of the probabilities, which cuDNN's kernel cannot do here; "
+            f"in blocks of queries in training (it drops {rate:g} of the probabilities, cuDNN's kernel cannot here; "
             "--attention-dropout 0 trains with it), cuDNN's fused kernel in evaluation"
         )
     return True, "cuDNN's fused kernel"

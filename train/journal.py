@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 
 class Journal:
-    """Collects what steps return and writes it out every `log_every` steps; reading a step's numbers waits for the device.
+    """Collects what steps return and writes it out every `log_every` steps; reading a step's numbers waits for the
+    device.
 
     Args:
         folder: run folder; None for a worker that is not the chief, which stays silent.
@@ -21,7 +22,9 @@ class Journal:
         total_steps, first_step: for the bar and its ETA.
     """
 
-    def __init__(self, folder: Path | None, names: Sequence[str], total_steps: int, first_step: int, log_every: int, title: str):
+    def __init__(
+        self, folder: Path | None, names: Sequence[str], total_steps: int, first_step: int, log_every: int, title: str
+    ):
         self.folder, self.names, self.log_every, self.title = folder, list(names), log_every, title
         self.pending: list[tf.Tensor] = []
         self.rows, self.since = 0, time.perf_counter()
@@ -57,12 +60,16 @@ class Journal:
         for name, column in table.items():
             if name in ("learning_rate", "loss_scale"):
                 line[name] = float(column[-1])
-            else:  # a skipped step has no loss worth averaging, and the norm of a window still being summed may be infinite
+            # a skipped step has no loss worth averaging, and the norm of a window still being summed may be infinite
+            else:
                 column = column[taken & np.isfinite(column)]
                 line[name] = float(column.mean()) if len(column) else None
         line |= {"seq_per_s": self.rows / seconds, "seconds": seconds}
         self.write(line)
-        shown = {"loss": f"{line['loss']:.3f}" if line["loss"] is not None else "skipped", "seq/s": f"{line['seq_per_s']:.1f}"}
+        shown = {
+            "loss": f"{line['loss']:.3f}" if line["loss"] is not None else "skipped",
+            "seq/s": f"{line['seq_per_s']:.1f}",
+        }
         if line["loss_scale"] != 1:
             shown["scale"] = f"{line['loss_scale']:g}"
         if skipped:
@@ -76,7 +83,9 @@ class Journal:
         if self.lines is None or self.events is None:
             return
         # JSON has no word for what is not finite
-        line = {name: None if isinstance(value, float) and not np.isfinite(value) else value for name, value in line.items()}
+        line = {
+            name: None if isinstance(value, float) and not np.isfinite(value) else value for name, value in line.items()
+        }
         self.lines.write(json.dumps(line, allow_nan=False) + "\n")
         self.lines.flush()
         with self.events.as_default(step=line["step"]):

@@ -1,7 +1,7 @@
 """The training loop: batches in, steps, evaluations, checkpoints. Fine-tuning and every stage of distillation use it.
 
-What is learnt is the step's business (`train/step.py`), what is measured the caller's. The loop owns the position in the
-data: `step` counts batches consumed, and epoch and batch follow from it, so that resuming is an index.
+What is learnt is the step's business (`train/step.py`), what is measured the caller's. The loop owns the position in
+the data: `step` counts batches consumed, and epoch and batch follow from it, so that resuming is an index.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,8 +17,6 @@ from train import checkpoint
 from train.journal import Journal
 from train.precision import SKIPS_BEFORE_ABORT
 from train.step import Step
-
-GRACE_STEPS = 100  # skips within them are the loss scale finding its level
 
 
 @dataclass
@@ -81,7 +79,9 @@ def run(job: Job, resume: bool = False) -> dict:
         if best is None or not metrics or metrics[job.score] > best[job.score]:
             best = dict(metrics, step=done)
             job.info.no_answer_threshold = metrics.get("threshold")
-            checkpoint.write_folder(job.out / job.best, {MODEL_FILE: checkpoint.values(job.weights)}, {"metrics.json": best})
+            checkpoint.write_folder(
+                job.out / job.best, {MODEL_FILE: checkpoint.values(job.weights)}, {"metrics.json": best}
+            )
             run_folder.write(job.out, job.info)
 
     try:
@@ -93,7 +93,9 @@ def run(job: Job, resume: bool = False) -> dict:
                 at_end = done == job.total_steps
                 told = journal.due or at_end
                 if told:
-                    journal.flush(done, int(job.step.optimizer.updates.numpy()), int(job.step.loss_scale.skipped.numpy()))
+                    journal.flush(
+                        done, int(job.step.optimizer.updates.numpy()), int(job.step.loss_scale.skipped.numpy())
+                    )
                 if told or done % SKIPS_BEFORE_ABORT == 0:
                     _stop_if_stuck(job, batch, done)
                 due = done % job.eval_every == 0 if job.eval_every else done % job.steps_per_epoch == 0
@@ -117,8 +119,9 @@ def _stop_if_stuck(job: Job, batch: dict, done: int) -> None:
     if in_a_row >= SKIPS_BEFORE_ABORT:
         name = job.step.first_not_finite(batch, done - 1)
         raise UserError(
-            f"{in_a_row} steps in a row had gradients that are not finite, the loss scale is {float(scale.scale.numpy()):g}; "
-            f"the first variable concerned is {name}. Lower --lr, or try --amp bfloat16 or --no-amp"
+            f"{in_a_row} steps in a row had gradients that are not finite, the loss scale is "
+            f"{float(scale.scale.numpy()):g}; the first variable concerned is {name}. "
+            "Lower --lr, or try --amp bfloat16 or --no-amp"
         )
 
 

@@ -1,7 +1,7 @@
 """AdamW as BERT uses it, over all variables at once, and its schedule.
 
-Why not Keras's AdamW: its bias correction cannot be switched off (google-research/bert has none), and a non-finite step must
-leave weights, slots and schedule alone without a branch, so that XLA fuses the whole update into few kernels.
+Why not Keras's AdamW: its bias correction cannot be switched off (google-research/bert has none), and a non-finite
+step must leave weights, slots and schedule alone without a branch, so that XLA fuses the whole update into few kernels.
 """
 
 import re

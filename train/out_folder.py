@@ -26,7 +26,9 @@ def check_out(out: Path, config: TrainConfig) -> None:
         raise UsageError(f"{out} is a file, a run needs a folder; name another --out")
     elif out.exists() and any(out.iterdir()):
         if not config.overwrite:
-            raise UsageError(f"{out} exists; add --resume to go on with it, --overwrite to start again, or name another --out")
+            raise UsageError(
+                f"{out} exists; add --resume to go on with it, --overwrite to start again, or name another --out"
+            )
         if not is_run(out):
             raise UsageError(f"{out} is no run folder, it is not overwritten; name another --out")
         for name in ("model", "data", "dev", "vocab"):

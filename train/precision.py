@@ -1,8 +1,9 @@
 """Mixed precision, the only place that knows: what products are computed in, and how the loss is scaled for float16.
 
-Float16 has 5 exponent bits: gradients below 6e-8 become zero. The loss is therefore multiplied by a large scale before the
-backward pass and the float32 gradients are divided by it afterwards (Micikevicius et al. 2018, arXiv 1710.03740, section 3.2).
-Weights, optimizer slots, losses, layer-norm statistics, softmax and logits are float32 in every mode.
+Float16 has 5 exponent bits: gradients below 6e-8 become zero. The loss is therefore multiplied by a large scale
+before the backward pass and the float32 gradients are divided by it afterwards (Micikevicius et al. 2018, arXiv
+1710.03740, section 3.2). Weights, optimizer slots, losses, layer-norm statistics, softmax and logits are float32 in
+every mode.
 """
 
 from dataclasses import dataclass
@@ -58,7 +59,9 @@ class LossScale:
 
     def __init__(self, scaled: bool, initial=2.0**15, growth_interval=2000, floor=1.0, cap=2.0**24):
         if scaled and not floor <= initial <= cap:
-            raise UserError(f"loss scale {initial:g} lies outside its bounds {floor:g} to {cap:g}; move one of the three")
+            raise UserError(
+                f"loss scale {initial:g} lies outside its bounds {floor:g} to {cap:g}; move one of the three"
+            )
         if growth_interval < 1:
             raise UserError(f"--loss-scale-growth-interval {growth_interval} must be at least 1 step")
         self.scaled, self.growth_interval, self.floor, self.cap = scaled, growth_interval, floor, cap

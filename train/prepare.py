@@ -1,4 +1,4 @@
-"""From settings to a job for the loop: weights, tokeniser, windows, model, step. What fine-tuning and measuring share."""
+"""From settings to a job for the loop: weights, tokeniser, windows, model, step; fine-tuning and measuring share it."""
 
 import dataclasses
 import zlib
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import train.environment  # noqa: F401  isort: skip - before TensorFlow
+import train.environment  # isort: skip - before TensorFlow
 
 import numpy as np
 import tensorflow as tf
@@ -73,7 +73,7 @@ def prepare(config: TrainConfig, machine: Hardware, say: Say) -> Prepared:
     say(f"device: {'GPU' if machine.gpu else 'CPU'}, {machine.replicas} replica(s); xla: {_on(jit)} ({why_jit})")
     if config.batch_size % machine.replicas:
         raise UsageError(
-            f"--batch-size {config.batch_size} cannot be split over {machine.replicas} devices; make it a multiple of that"
+            f"--batch-size {config.batch_size} cannot be split over {machine.replicas} devices; make it a multiple"
         )
     source = read_weights(config.model, config.vocab)
     sizes = trained_sizes(source, config)

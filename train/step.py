@@ -1,7 +1,8 @@
 """One training step: forward, backward, unscale, clip, update, on one device or on several.
 
-An *objective* says what is learnt; this file turns it into a compiled step, and fine-tuning and distillation differ in their
-objective alone. It is called as `objective(batch, seed)`, batch a dict of [B, ...] tensors, seed int64 [2], and returns
+An *objective* says what is learnt; this file turns it into a compiled step, and fine-tuning and distillation differ
+in their objective alone. It is called as `objective(batch, seed)`, batch a dict of [B, ...] tensors, seed int64 [2],
+and returns
 
     {"loss": float32 scalar, other parts: float32 scalars}    each summed over the rows, weighted by batch["weight"]
 
@@ -11,7 +12,12 @@ so that the mean over a batch that is spread over devices is the mean over the w
 import keras
 import tensorflow as tf
 
-MEASURED = ("gradient_norm", "finite", "learning_rate", "loss_scale")  # what every step reports beside the objective's parts
+MEASURED = (
+    "gradient_norm",
+    "finite",
+    "learning_rate",
+    "loss_scale",
+)  # what every step reports beside the objective's parts
 _STREAMS = 1 << 20  # dropout seeds kept for one replica's step; a place in the model has an index below this
 _REPLICAS = 64
 
@@ -93,7 +99,8 @@ class Step:
     def __call__(self, batch: dict, step: int) -> tf.Tensor:
         """Consume one batch; returns float32 [len(measured)] without waiting for the device.
 
-        batch: int32 [B, S] and float32 `weight` [B] (per-replica values under a strategy); step: batches consumed before.
+        batch: int32 [B, S] and float32 `weight` [B] (per-replica values under a strategy); step: batches consumed
+        before.
         """
         ids = batch["token_ids"]
         ids = self.strategy.experimental_local_results(ids)[0] if self.strategy else ids
@@ -111,7 +118,7 @@ class Step:
         return "none; only their norm overflows"
 
     def _clock(self, step: int) -> tf.Tensor:
-        """(seed, step): an argument, not a constant, so that runs which differ in the seed alone share compiled code."""
+        """(seed, step): an argument, not a constant, so that runs that differ in the seed alone share compiled code."""
         return tf.constant([self.seed, step], tf.int64)
 
     def _one_device(self, batch, clock):
@@ -119,6 +126,9 @@ class Step:
         return self._finish(gradients, report, 0)
 
     def _many_devices(self, batch, clock):
+        strategy = self.strategy
+        assert strategy is not None
+
         def replica(batch):
             context = tf.distribute.get_replica_context()
             index = int(tf.get_static_value(context.replica_id_in_sync_group))  # a constant tensor otherwise
@@ -126,7 +136,7 @@ class Step:
             *gradients, report = context.all_reduce(tf.distribute.ReduceOp.SUM, [*gradients, report])
             return self._finish(gradients, report, index)
 
-        return self.strategy.experimental_local_results(self.strategy.run(replica, args=(batch,)))[0]
+        return strategy.experimental_local_results(strategy.run(replica, args=(batch,)))[0]
 
     def _backward_body(self, batch, clock, replica):
         """Gradients of scale * loss / batch_size, float32 [...] each, and [weight, parts...] summed over the rows."""
@@ -165,8 +175,8 @@ class Step:
                 local(self.sums[name]).assign(tf.where(ready, tf.zeros_like(value), value))
             pending.assign(tf.where(ready, tf.zeros_like(pending), pending + 1))
             named = sums
-        # One reduction answers both questions: any inf or nan makes the norm not finite. (So does a norm above 1e19, whose
-        # square float32 cannot hold; a step like that is not worth taking either.)
+        # One reduction answers both questions: any inf or nan makes the norm not finite. (So does a norm above 1e19,
+        # whose square float32 cannot hold; a step like that is not worth taking either.)
         norm = tf.linalg.global_norm(list(named.values()))
         finite = tf.math.is_finite(norm)
         clip = tf.minimum(1.0, self.clip_norm / (norm + 1e-12)) if self.clip_norm else tf.constant(1.0)
