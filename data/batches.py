@@ -4,7 +4,7 @@ The plan of an epoch is a numpy function of seed and epoch: going on after a sto
 tf.data state.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from data.features import Features
 if TYPE_CHECKING:
     import tensorflow as tf
 
+Extend = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
 Plan = list[tuple[int, np.ndarray]]  # (pad_to, rows [batch_size] with -1 where the last batch is not full)
 
 
@@ -86,16 +87,32 @@ def rank_rows(rows: np.ndarray, rank: int, ranks: int) -> np.ndarray:
 
 
 def batches(
-    features: Features, plan: Plan, first_step: int = 0, rank: int = 0, ranks: int = 1
+    features: Features,
+    plan: Plan,
+    first_step: int = 0,
+    rank: int = 0,
+    ranks: int = 1,
+    extend: Extend | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The plan from `first_step` on as numpy batches: Features.assemble plus `weight` float32 [B], 0 for fillers."""
+    """The plan from `first_step` on as numpy batches: Features.assemble plus `weight` float32 [B], 0 for fillers.
+
+    extend: adds arrays [B, S, ...] of the caller's to a batch.
+    """
     for pad_to, rows in plan[first_step:]:
         rows = rank_rows(rows, rank, ranks)
-        yield features.assemble(rows, pad_to) | {"weight": (rows >= 0).astype(np.float32)}
+        batch = features.assemble(rows, pad_to) | {"weight": (rows >= 0).astype(np.float32)}
+        yield extend(batch) if extend else batch
 
 
 def dataset(
-    features: Features, plan: Plan, first_step: int = 0, *, rank: int = 0, ranks: int = 1, prefetch: int = 4
+    features: Features,
+    plan: Plan,
+    first_step: int = 0,
+    *,
+    rank: int = 0,
+    ranks: int = 1,
+    prefetch: int = 4,
+    extend: Extend | None = None,
 ) -> "tf.data.Dataset":
     """The same as a tf.data.Dataset, made ahead in the background. Token arrays are int32 [B, S], the rest [B]."""
     import tensorflow as tf
@@ -105,7 +122,11 @@ def dataset(
     signature: dict[str, Any] = dict.fromkeys(("token_ids", "segment_ids", "padding_mask"), matrix)
     signature |= dict.fromkeys(("start_positions", "end_positions", "row"), vector)
     signature["weight"] = tf.TensorSpec((size,), tf.float32)
+    if extend and plan:
+        one = next(batches(features, plan, 0, rank, ranks, extend))
+        for name in one.keys() - signature.keys():
+            signature[name] = tf.TensorSpec((size, None, *one[name].shape[2:]), tf.as_dtype(one[name].dtype))
     stream = tf.data.Dataset.from_generator(
-        lambda: batches(features, plan, first_step, rank, ranks), output_signature=signature
+        lambda: batches(features, plan, first_step, rank, ranks, extend), output_signature=signature
     )
     return stream.prefetch(prefetch)

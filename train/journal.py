@@ -20,11 +20,20 @@ class Journal:
         folder: run folder; None for a worker that is not the chief, which stays silent.
         names: of the numbers that a step returns, in order.
         total_steps, first_step: for the bar and its ETA.
+        before: steps of earlier stages in the same folder; what is written counts on from them.
     """
 
     def __init__(
-        self, folder: Path | None, names: Sequence[str], total_steps: int, first_step: int, log_every: int, title: str
+        self,
+        folder: Path | None,
+        names: Sequence[str],
+        total_steps: int,
+        first_step: int,
+        log_every: int,
+        title: str,
+        before: int = 0,
     ):
+        self.before = before
         self.folder, self.names, self.log_every, self.title = folder, list(names), log_every, title
         self.pending: list[tf.Tensor] = []
         self.rows, self.since = 0, time.perf_counter()
@@ -34,7 +43,7 @@ class Journal:
             disable=folder is None, mininterval=1.0,
         )  # fmt: skip
         if folder is not None:
-            _drop_after(folder / "metrics.jsonl", first_step)
+            _drop_after(folder / "metrics.jsonl", before + first_step)
             self.lines = open(folder / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115 - closed in close()
             self.events = tf.summary.create_file_writer(str(folder / "events"))
 
@@ -82,6 +91,7 @@ class Journal:
         """One object into metrics.jsonl, its numbers into TensorBoard under the same names."""
         if self.lines is None or self.events is None:
             return
+        line = {"stage": self.title, **line, "step": self.before + line["step"]}
         # JSON has no word for what is not finite
         line = {
             name: None if isinstance(value, float) and not np.isfinite(value) else value for name, value in line.items()

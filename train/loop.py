@@ -40,6 +40,7 @@ class Job:
     chief: bool = True  # alone writes
     last: str = "last"  # folder of the checkpoint that --resume reads
     best: str = "best"
+    before: int = 0  # steps of earlier stages in the same folder: metrics.jsonl and events go on counting
     history: list = field(default_factory=list)  # of evaluations: {"step", metrics...}
 
     @property
@@ -59,7 +60,13 @@ def run(job: Job, resume: bool = False) -> dict:
         checkpoint.recover(job.out / job.best)
     done, best, job.history = position["step"], position["best"], position["history"]
     journal = Journal(
-        job.out if job.chief else None, job.step.measured, job.total_steps, done, job.log_every, job.title
+        job.out if job.chief else None,
+        job.step.measured,
+        job.total_steps,
+        done,
+        job.log_every,
+        job.title,
+        job.before,
     )
 
     def save_last() -> None:

@@ -1,23 +1,28 @@
 """Whether --out may be written: nothing of a user's is ever deleted that is not a run folder named for it."""
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 
 from configs.errors import UsageError, UserError
 from model import run_folder
-from train.config import TrainConfig
+from train.config import RunConfig
 
-FREE_TO_CHANGE = {"resume", "overwrite", "log_every", "save_every", "cache", "out", "device"}  # on --resume
+# What may differ on --resume: it has no influence on what is learnt.
+FREE_TO_CHANGE = {
+    "resume", "overwrite", "log_every", "save_every", "cache", "out", "device", "cache_teacher", "cache_budget_gib",
+}  # fmt: skip
+INPUTS = ("model", "teacher", "student", "general_teacher", "data", "dev", "text", "vocab")  # settings that name files
 
 
-def check_out(out: Path, config: TrainConfig) -> None:
+def check_out(out: Path, config: RunConfig) -> None:
     """Raise a UsageError unless --out is free, or a run that the settings allow to go on with or to overwrite."""
     if config.resume:
         if not (out / "config.json").exists():
             raise UsageError(f"--resume: there is no run in {out}; leave --resume out to start one")
         before = run_folder.read(out).made.get("settings", {})
-        now = dataclasses.asdict(config)
+        now = json.loads(json.dumps(dataclasses.asdict(config)))  # tuples as the file has them: lists
         changed = {name for name in now if name not in FREE_TO_CHANGE and before.get(name) != now[name]}
         if changed:
             names = ", ".join(f"{name} ({before.get(name)} -> {now[name]})" for name in sorted(changed))
@@ -31,9 +36,10 @@ def check_out(out: Path, config: TrainConfig) -> None:
             )
         if not is_run(out):
             raise UsageError(f"{out} is no run folder, it is not overwritten; name another --out")
-        for name in ("model", "data", "dev", "vocab"):
-            source = Path(getattr(config, name) or "").resolve()
-            if getattr(config, name) and (source == out.resolve() or out.resolve() in source.parents):
+        for name in INPUTS:
+            given = getattr(config, name, None)
+            source = Path(given or "").resolve()
+            if given and (source == out.resolve() or out.resolve() in source.parents):
                 raise UsageError(f"--overwrite would delete --{name} {source}, which lies in --out; name another --out")
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import train.environment  # isort: skip - before TensorFlow
@@ -21,7 +22,7 @@ from model import run_folder, weights
 from model.config import NAMED, BertConfig
 from model.heads import SpanModel, span_loss
 from train import loop, precision
-from train.config import TrainConfig
+from train.config import RunConfig, TrainConfig
 from train.evaluate import Evaluator
 from train.hardware import Hardware, use_fused_attention, use_xla
 from train.optimizer import AdamW, learning_rate
@@ -184,12 +185,21 @@ def make_step(model: SpanModel, config: TrainConfig, chosen, jit: bool, machine:
     """The compiled step of fine-tuning; made under the strategy's scope."""
     updates = max(1, per_epoch * config.epochs // config.accumulate)
     warmup = int(updates * config.warmup)
-    optimizer = AdamW(
-        model.names(),
-        lambda done: learning_rate(done, config.lr, warmup, updates),
-        decay=config.weight_decay,
-        bias_correction=config.bias_correction,
-    )
+
+    def objective(batch, seed):
+        start, end = model(batch["token_ids"], batch["segment_ids"], batch["padding_mask"], seed=seed)
+        losses = span_loss(start, end, batch["padding_mask"], batch["start_positions"], batch["end_positions"])  # [B]
+        return {"loss": tf.reduce_sum(losses * batch["weight"])}
+
+    schedule = partial(learning_rate, peak=config.lr, warmup_updates=warmup, total_updates=updates)
+    return compiled_step(objective, model.names(), schedule, config, chosen, jit, machine)
+
+
+def compiled_step(
+    objective, variables: dict, schedule, config: RunConfig, chosen, jit: bool, machine: Hardware, parts=("loss",)
+) -> Step:
+    """A step that learns any objective with the run's optimizer settings; made under the strategy's scope."""
+    optimizer = AdamW(variables, schedule, decay=config.weight_decay, bias_correction=config.bias_correction)
     scale = precision.LossScale(
         chosen.scaled,
         config.loss_scale_initial,
@@ -198,15 +208,11 @@ def make_step(model: SpanModel, config: TrainConfig, chosen, jit: bool, machine:
         config.loss_scale_max,
     )
 
-    def objective(batch, seed):
-        start, end = model(batch["token_ids"], batch["segment_ids"], batch["padding_mask"], seed=seed)
-        losses = span_loss(start, end, batch["padding_mask"], batch["start_positions"], batch["end_positions"])  # [B]
-        return {"loss": tf.reduce_sum(losses * batch["weight"])}
-
     return Step(
         objective,
         optimizer,
         scale,
+        parts=parts,
         batch_size=config.batch_size,
         clip_norm=config.clip_norm,
         accumulate=config.accumulate,
@@ -216,15 +222,20 @@ def make_step(model: SpanModel, config: TrainConfig, chosen, jit: bool, machine:
     )
 
 
-def epoch_batches(features, edges, config: TrainConfig, machine: Hardware, epoch: int, first: int) -> Iterator[tuple]:
-    """(batch on the device or devices, real rows) from the epoch's first-th batch on."""
+def epoch_batches(
+    features, edges, config: RunConfig, machine: Hardware, epoch: int, first: int, extend=None
+) -> Iterator[tuple]:
+    """(batch on the device or devices, real rows) from the epoch's first-th batch on.
+
+    extend: numpy batch -> the same with more arrays [B, S, ...] (a teacher's cached outputs).
+    """
     plan = batches.plan(features.length, config.batch_size, edges, seed=config.seed, epoch=epoch)
     real = [loop.real_rows(rows >= 0) for _, rows in plan[first:]]
     if machine.strategy is None:
-        yield from zip(batches.dataset(features, plan, first), real, strict=True)
+        yield from zip(batches.dataset(features, plan, first, extend=extend), real, strict=True)
         return
     local = machine.replicas // machine.ranks
-    own = batches.batches(features, plan, first, machine.rank, machine.ranks)
+    own = batches.batches(features, plan, first, machine.rank, machine.ranks, extend)
     for batch, rows in zip(own, real, strict=True):
 
         def share(context, batch=batch):
