@@ -11,10 +11,10 @@ import random
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import train.environment  # noqa: F401  isort: skip - before TensorFlow
+import train.environment  # isort: skip - before TensorFlow
 
 from configs import command
 from configs.errors import UserError
@@ -28,6 +28,7 @@ from model import run_folder, weights
 from model.heads import SpanModel
 from scripts.fetch_weights import minilm_folder
 from train.evaluate import Evaluator, score
+from train.prepare import initialise
 
 BUILT_IN = {
     "builtin:dev-facts": "unseen facts",
@@ -56,7 +57,7 @@ def main(config: QuickstartConfig) -> dict:
     built_in = config.data == "builtin"
     dev_sets = BUILT_IN if built_in else {config.dev or config.data: "dev questions"}
 
-    before = {name: scored(folder, None, name)[0] for name in dev_sets}
+    before, _ = scored(folder, dev_sets)
     flags = ["--config", "quickstart", "--out", config.out, "--overwrite", "--seed", str(config.seed)]
     if not built_in:
         flags += ["--data", config.data, "--dev", config.dev or config.data]
@@ -65,16 +66,12 @@ def main(config: QuickstartConfig) -> dict:
     if done.returncode:
         raise UserError(f"training stopped with exit code {done.returncode}; its error stands above")
 
-    after, shown = {}, None
-    for name in dev_sets:
-        after[name], asked = scored(folder, Path(config.out), name)
-        shown = asked  # of the last set: the hand-written one
-    print(f"\n{'F1 (EM) on dev questions':44}{'untrained':>16}{'trained':>16}")
+    after, shown = scored(Path(config.out), dev_sets)
+    print(f"\n{'dev questions, F1 (EM)':60}{'untrained':>14}{'trained':>16}")
     for name, title in dev_sets.items():
         pair = [f"{scores['f1']:.1f} ({scores['exact']:.1f})" for scores in (before[name], after[name])]
-        print(f"{title + ', ' + name:44}"[:60].ljust(60) + f"{pair[0]:>14}{pair[1]:>16}")
-    if shown:
-        show(*shown, config.show, config.seed)
+        print(f"{title + ', ' + name:60}{pair[0]:>14}{pair[1]:>16}")
+    show(*shown, config.show, config.seed)
     minutes = (time.monotonic() - start) / 60
     print(
         f"\n{minutes:.1f} minutes; the run folder is {config.out}, its curves: tensorboard --logdir {config.out}/events"
@@ -87,25 +84,23 @@ def main(config: QuickstartConfig) -> dict:
     return {"out": config.out, "metrics": metrics | {"minutes": minutes}}
 
 
-def scored(pretrained: Path, run: Path | None, dev: str) -> tuple[dict, tuple[squad.Dataset, dict[str, Prediction]]]:
-    """Scores and answers of the run's best weights, or of the pre-trained ones with a random head."""
-    source = weights.load(str(run or pretrained))
-    window, stride, query = 192, 64, 32
-    if run:
-        info = run_folder.read(run)
-        window, stride, query = info.window, info.stride, info.query
+def scored(folder: Path, dev_sets: dict[str, str]) -> tuple[dict[str, dict], tuple]:
+    """Scores by dev set, and the last set with its answers; `folder` holds a run, or pre-trained weights (random head).
+
+    All sets are answered in one go, so that each padded length is traced once.
+    """
+    source = weights.load(str(folder))
+    stated = run_folder.read(folder) if (folder / "best").exists() else None
+    options = FeatureOptions(stated.window, stated.stride, stated.query) if stated else FeatureOptions(192, 64, 32)
     model = SpanModel(source.config, "mixed_bfloat16")
-    for name, variable in model.names().items():
-        if name in source.tensors:
-            variable.assign(source.tensors[name])
-    questions = squad.read(dev, split="dev")
-    features = featurise(
-        questions,
-        Tokenizer.from_config(source.tokenizer, source.folder / "vocab.txt"),
-        FeatureOptions(window, stride, query),
-    )
-    predictions = Evaluator(model, questions, features, buckets=2).predictions()
-    return score(questions, predictions), (questions, predictions)
+    initialise(model, source, seed=1)
+    sets = [squad.read(name, split="dev") for name in dev_sets]
+    every = replace(sets[0], examples=[example for dataset in sets for example in dataset.examples])
+    tokenizer = Tokenizer.from_config(source.tokenizer, source.folder / "vocab.txt")
+    features = featurise(every, tokenizer, options, cache_dir=train.environment.CACHE)
+    predictions = Evaluator(model, every, features, buckets=2).predictions()
+    scores = {name: score(dataset, predictions) for name, dataset in zip(dev_sets, sets, strict=True)}
+    return scores, (sets[-1], predictions)
 
 
 def show(questions: squad.Dataset, predictions: dict[str, Prediction], count: int, seed: int) -> None:
@@ -115,7 +110,8 @@ def show(questions: squad.Dataset, predictions: dict[str, Prediction], count: in
     for example in random.Random(seed).sample(questions.examples, min(count, len(questions.examples))):
         exact, f1 = scores[example.id]
         mark = "right" if exact else f"partly, F1 {100 * f1:.0f}" if f1 else "wrong"
-        print(f"\nQ: {example.question}\nA: {answered[example.id]!r} ({mark}; expected {example.answers[0].text!r})")
+        expected = example.answers[0].text if example.answers else ""
+        print(f"\nQ: {example.question}\nA: {answered[example.id]!r} ({mark}; expected {expected!r})")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Environment variables that TensorFlow reads when it is imported: import this first. What the user has set, stays."""
 
 import contextlib
+import logging
 import os
 from pathlib import Path
 
@@ -14,3 +15,4 @@ os.environ.setdefault(
     "TF_XLA_FLAGS",
     f"--tf_xla_persistent_cache_directory={CACHE / 'xla'} --tf_xla_persistent_cache_device_types=XLA_GPU_JIT",
 )
+logging.getLogger("tensorflow").setLevel(logging.ERROR)  # its warning of retracing: a shape a bucket is meant to be

@@ -57,15 +57,15 @@ class Journal:
     def due(self) -> bool:
         return len(self.pending) >= self.log_every
 
-    def flush(self, step: int, updates: int, skipped: int) -> dict | None:
-        """Write the mean of the noted steps; returns what was written."""
+    def flush(self, step: int, counters: dict[str, int]) -> dict | None:
+        """Write the mean of the noted steps and the step's counters; returns what was written."""
         if not self.pending:
             return None
         numbers = np.stack([numbers.numpy() for numbers in self.pending])  # [steps, names]
         table = dict(zip(self.names, numbers.T, strict=True))
         seconds = time.perf_counter() - self.since
         taken = table.pop("finite") > 0
-        line: dict = {"step": step, "updates": updates, "skipped_steps": skipped}
+        line: dict = {"step": step, **counters}
         for name, column in table.items():
             if name in ("learning_rate", "loss_scale"):
                 line[name] = float(column[-1])
@@ -80,9 +80,9 @@ class Journal:
             "seq/s": f"{line['seq_per_s']:.1f}",
         }
         if line["loss_scale"] != 1:
-            shown["scale"] = f"{line['loss_scale']:g}"
-        if skipped:
-            shown["skips"] = str(skipped)
+            shown["scale"] = f"{line['loss_scale']:g} ({counters['good_steps']} good)"
+        if counters["skipped_steps"]:
+            shown["skips"] = str(counters["skipped_steps"])
         self.bar.set_postfix(shown)
         self.pending, self.rows, self.since = [], 0, time.perf_counter()
         return line

@@ -100,9 +100,7 @@ def run(job: Job, resume: bool = False) -> dict:
                 at_end = done == job.total_steps
                 told = journal.due or at_end
                 if told:
-                    journal.flush(
-                        done, int(job.step.optimizer.updates.numpy()), int(job.step.loss_scale.skipped.numpy())
-                    )
+                    journal.flush(done, job.step.counters())
                 if told or done % SKIPS_BEFORE_ABORT == 0:
                     _stop_if_stuck(job, batch, done)
                 due = done % job.eval_every == 0 if job.eval_every else done % job.steps_per_epoch == 0

@@ -82,11 +82,15 @@ class Step:
             variable.assign(tf.zeros_like(variable))
         self.loss_scale.restart()
 
+    def counters(self) -> dict[str, int]:
+        """Updates applied, steps skipped, and finite steps since the loss scale last changed."""
+        scale = self.loss_scale
+        counted = {"updates": self.optimizer.updates, "skipped_steps": scale.skipped, "good_steps": scale.good}
+        return {name: int(variable.numpy()) for name, variable in counted.items()}
+
     def summary(self) -> dict:
         """What a command's last line tells of the steps."""
-        return {
-            "updates": int(self.optimizer.updates.numpy()),
-            "skipped_steps": int(self.loss_scale.skipped.numpy()),
+        return self.counters() | {
             "loss_scale": float(self.loss_scale.scale.numpy()),
             "compiled_shapes": len(self.shapes),
         }
