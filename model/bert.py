@@ -28,8 +28,9 @@ class Encoded:
 
     output: tf.Tensor  # [B, S, H] compute dtype
     hidden: list[tf.Tensor] = field(default_factory=list)  # L + 1 times [B, S, H]: the embedding block's output first
-    scores: list[tf.Tensor] = field(default_factory=list)  # L times [B, N, S, S] float32: Q K^T / sqrt(D), no mask
-    relations: list[tuple] = field(default_factory=list)  # L times (query, key, value), each [B, S, N, D]
+    # L entries each, None for a layer that was not asked for:
+    scores: list = field(default_factory=list)  # [B, N, S, S] float32: Q K^T / sqrt(D), no mask
+    relations: list = field(default_factory=list)  # (query, key, value), each [B, S, N, D]
 
 
 class LayerNorm(keras.layers.Layer):
@@ -153,13 +154,15 @@ class Bert(keras.Model):
         self.blocks = [Layer(config, dtype, f"layer_{index}") for index in range(config.layers)]
         self.built = True
 
-    def call(self, token_ids, segment_ids, padding_mask, seed=None, want=()):
+    def call(self, token_ids, segment_ids, padding_mask, seed=None, want=(), of=None):
         """Encode a batch.
 
         Args:
             token_ids, segment_ids, padding_mask: int32 [B, S]; the mask is 1 for real tokens, which stand first.
             seed: int64 [2] for dropout, None for none (evaluation, teachers).
             want: any of "hidden", "scores", "relations"; what is not wanted is not kept.
+            of: indices of the layers whose scores and relations are wanted, None for all: scores have to be written
+                out, and a layer without is free to use fused attention.
 
         Returns: `Encoded`.
         Raises: UserError when S exceeds the position table.
@@ -174,13 +177,14 @@ class Bert(keras.Model):
         x = self.embeddings(token_ids, segment_ids, seed=_site(seed, 0))
         result = Encoded(x, hidden=[x] if "hidden" in want else [])
         for index, layer in enumerate(self.blocks):
-            x, scores, relation = layer(x, padding_mask, seed=_site(seed, 8 * (index + 1)), want=want, fused=self.fused)
+            here = want if of is None or index in of else want & {"hidden"}
+            x, scores, relation = layer(x, padding_mask, seed=_site(seed, 8 * (index + 1)), want=here, fused=self.fused)
             if "hidden" in want:
                 result.hidden.append(x)
             if "scores" in want:
                 result.scores.append(scores)
             if "relations" in want:
-                result.relations.append(relation)
+                result.relations.append(relation if "relations" in here else None)
         result.output = x
         return result
 

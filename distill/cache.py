@@ -1,0 +1,147 @@
+"""The teacher's outputs on disk: computed once for every window, read back in later epochs instead of asking again.
+
+One file a kind of output, all windows' real tokens in a row; a window finds its own by its row. Attention scores are
+never kept: they grow with the square of the length. The folder's name says what was computed from what, so that a
+second run, or a resumed one, finds it again and another teacher does not.
+"""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+from configs.errors import UserError
+from data import batches
+from data.features import Features
+from distill.objective import PREFIX, Recipe, teacher_outputs
+from model import weights
+from model.heads import SpanModel
+from train.evaluate import ROWS
+
+FORMAT = 1  # part of the key: raise it when the files change their meaning
+
+
+@dataclass(frozen=True)
+class TeacherCache:
+    """Outputs of all windows: name -> array [tokens] or [tokens, ...], mapped from disk; window w at start[w]."""
+
+    columns: dict[str, np.ndarray]
+    start: np.ndarray  # [W + 1]
+
+    def extend(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The batch with the outputs of its rows, [B, S, ...], zeros at padding and in fillers."""
+        rows, length = batch["row"], batch["token_ids"].shape[1]
+        added = {}
+        for name, column in self.columns.items():
+            padded = np.zeros((len(rows), length, *column.shape[1:]), column.dtype)
+            for place, row in enumerate(rows):
+                if row >= 0:
+                    own = column[self.start[row] : self.start[row + 1]]
+                    padded[place, : len(own)] = own
+            added[name] = padded
+        return batch | added
+
+
+def shapes(recipe: Recipe, teacher: weights.Published) -> dict[str, tuple[int, ...]] | None:
+    """Output -> its shape a token, or None if the recipe needs what is not kept."""
+    sizes = {"start": (), "end": (), "hidden": (teacher.config.hidden,)}
+    sizes |= dict.fromkeys(("query", "key", "value"), (teacher.config.heads, teacher.config.head_size))
+    kinds = {name: name.removeprefix(PREFIX).split(".")[0] for name in recipe.needed}
+    if any(kind not in sizes for kind in kinds.values()):
+        return None
+    return {name: sizes[kind] for name, kind in kinds.items()}
+
+
+def kept_dtype(name: str, compute: str) -> np.dtype:
+    """Logits are float32; everything else is kept in the type it is computed in."""
+    if name in (f"{PREFIX}start", f"{PREFIX}end"):
+        return np.dtype(np.float32)
+    return np.dtype(ml_dtypes.bfloat16 if compute == "bfloat16" else compute)
+
+
+def size_bytes(columns: dict[str, tuple[int, ...]], tokens: int, compute: str) -> int:
+    """What the files of these columns take."""
+    return sum(tokens * int(np.prod(shape)) * kept_dtype(name, compute).itemsize for name, shape in columns.items())
+
+
+def key(teacher: weights.Published, features: Features, columns, compute: str) -> str:
+    """A hash of all that the outputs depend on."""
+    digest = hashlib.blake2b(repr((FORMAT, compute, sorted(columns), teacher.config)).encode(), digest_size=12)
+    for name in sorted(teacher.tensors):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(teacher.tensors[name]).data)
+    for array in (features.question_tokens, features.context_tokens, features.example, features.context,
+                  features.first, features.length, features.special):  # fmt: skip
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def open_or_compute(
+    folder: Path,
+    teacher: SpanModel,
+    features: Features,
+    recipe: Recipe,
+    columns: dict[str, tuple[int, ...]],
+    edges: tuple[int, ...],
+    compute: str,
+    jit: bool,
+    say: Callable[..., None],
+) -> TeacherCache:
+    """The cache in `folder`, computed first if it is not there. Raises: UserError when the disk is too small."""
+    start = np.concatenate([[0], np.cumsum(features.length, dtype=np.int64)])
+    tokens, needed = int(start[-1]), size_bytes(columns, int(start[-1]), compute)
+    if folder.is_dir():
+        say(f"teacher's outputs: {needed / 2**30:.2f} GiB, found in {folder}")
+    else:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder.parent).free
+        if free < needed:
+            raise UserError(
+                f"--cache-teacher needs {needed / 2**30:.2f} GiB in {folder.parent}, {free / 2**30:.2f} are free; make "
+                "room, name another folder with --cache, or lower --cache-budget-gib so that hidden states stay out"
+            )
+        say(f"teacher's outputs: {needed / 2**30:.2f} GiB, computed once into {folder}")
+        scratch = Path(tempfile.mkdtemp(prefix=".teacher-", dir=folder.parent))
+        try:
+            _compute(scratch, teacher, features, recipe, columns, edges, compute, jit, start)
+            if not folder.is_dir():  # another run may have been quicker
+                os.rename(scratch, folder)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    found: dict[str, np.ndarray] = {
+        name: np.memmap(folder / name, kept_dtype(name, compute), "r", shape=(tokens, *shape))
+        for name, shape in columns.items()
+    }
+    return TeacherCache(found, start)
+
+
+def _compute(scratch, teacher, features, recipe, columns, edges, compute, jit, start) -> None:
+    """Every window through the teacher once, its real tokens into the files."""
+    files = {
+        name: np.memmap(scratch / name, kept_dtype(name, compute), "w+", shape=(int(start[-1]), *shape))
+        for name, shape in columns.items()
+    }
+    forward = tf.function(
+        lambda batch: teacher_outputs(teacher, batch, recipe), autograph=False, jit_compile=jit or None
+    )
+    plan = batches.plan(features.length, ROWS, edges, shuffle=False)
+    ids = ("token_ids", "segment_ids", "padding_mask")
+    for batch in tqdm(
+        batches.batches(features, plan), desc="teacher", unit="batch", total=len(plan), leave=False, mininterval=1.0
+    ):
+        outputs = forward({name: tf.constant(batch[name]) for name in ids})
+        for name, column in files.items():
+            values = outputs[name].numpy()  # [ROWS, S, ...]
+            for place, row in enumerate(batch["row"]):
+                if row >= 0:
+                    column[start[row] : start[row + 1]] = values[place, : features.length[row]]
+    for column in files.values():
+        column.flush()
