@@ -42,5 +42,5 @@ class AugmentConfig:
         choices=("auto", "float16", "bfloat16", "float32"),
         help="mixed precision of the language model",
     )
-    batch_size: int = setting(128, least=1, help="rows of up to 128 tokens for the language model at once")
+    batch_size: int = setting(128, least=1, help="rows of up to 64 tokens for the language model at once")
     limit: int | None = setting(None, least=1, help="take so many questions only")

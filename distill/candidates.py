@@ -107,7 +107,7 @@ def candidates_for(
         source: a folder with weights, or weights already read.
         tokenizer: with the vocabulary that belongs to them.
         kind: "mlm" (an error where the checkpoint has no head), "neighbours", or "auto": the first that can be had.
-        dtype: Keras policy that the language model computes in; batch_size: rows of at most 128 tokens at once.
+        dtype: Keras policy that the language model computes in; batch_size: rows of at most 64 tokens at once.
 
     Raises: UserError.
     """

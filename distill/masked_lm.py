@@ -19,7 +19,7 @@ from model.bert import Bert, LayerNorm, named_variables
 from model.gelu import bias_gelu
 from model.weights import Published
 
-REACH = 30  # pieces on each side of the word: 3 + 2 * (2 * 30 + 1) = 125 tokens at most
+REACH = 14  # pieces on each side of the word, about a sentence: 3 + 2 * (2 * 14 + 1) = 61 tokens at most
 MULTIPLE = 32  # rows are padded to a multiple, so that there are few shapes to compile
 
 

@@ -96,6 +96,9 @@ def test_an_answer_within_a_word_keeps_the_whole_word():
     larger, _ = augment(within, fruit, copies=1, probability=1.0)
     assert larger.examples[1].context.startswith("some overgrown ")
     assert larger.examples[1].answers == (Answer("grown", 9),)
+    two = dataset(*(example(answer, "an overgrown garden", "which", answer) for answer in ("grown", "gard")))
+    larger, report = augment(two, fruit, copies=1, probability=1.0)
+    assert (larger.examples, report.words) == (two.examples, 0)
 
 
 def test_draws_depend_on_seed_id_and_passage_alone():
@@ -107,6 +110,8 @@ def test_draws_depend_on_seed_id_and_passage_alone():
     part = Dataset([e for e in original.examples if e.context in contexts], "1.1", source="test")
     fewer, _ = augment(part, fruit, copies=2, seed=7)
     assert all(by_id[e.id] == e for e in fewer.examples)
+    twins = dataset(*(example(name, "Oslo", "which town has seven old harbours", "Oslo") for name in "ab"))
+    assert len({e.question for e in augment(twins, fruit, copies=1)[0].examples}) == 3
     other, _ = augment(original, fruit, copies=4, seed=8)
     assert sum(by_id.get(e.id) == e for e in copies_of(other)) < 10
 
@@ -120,6 +125,12 @@ def test_copies_differ_and_words_are_exchanged_about_as_often_as_asked():
     used = "".join(e.context.lower() for e in copies_of(larger))
     counts = [used.count(word) for word in STAND_INS]
     assert max(counts) < 1.15 * min(counts)
+
+
+def test_a_question_without_answers_is_not_made_impossible():
+    bare = dataset(Example("a", "t", "seven harbours", "which", (), False))
+    larger, _ = augment(bare, fruit, copies=1, probability=1.0)
+    assert [e.impossible for e in larger.examples] == [False, False]
 
 
 def test_parts_not_to_be_varied_stay():
@@ -196,6 +207,8 @@ def test_sentence_pairs_vary_one_sentence_and_take_the_other_from_the_original_r
     assert len({p.id for p in made}) == len(made) == 2 + report.copies
     alone = augment_pairs(rows[:1], fruit, copies=2, probability=0.6, seed=2)[0]
     assert set(alone) <= set(made)
+    _, single = augment_pairs(rows[1:], fruit, copies=3, probability=0.6, seed=2)
+    assert single.copies + single.same == 3
 
 
 @pytest.mark.parametrize(("settings", "message"), [

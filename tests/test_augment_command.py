@@ -52,6 +52,7 @@ def test_the_same_command_writes_the_same_bytes_packed_or_not(home, tmp_path):
         assert result["metrics"]["examples"] == 30
     packed = (tmp_path / "a.json.gz").read_bytes()
     assert packed == (tmp_path / "b.json.gz").read_bytes()
+    assert packed[4:8] == bytes(4)  # gzip's time of writing
     assert gzip.decompress(packed) == (tmp_path / "c.json").read_bytes()
 
 
@@ -64,7 +65,9 @@ def test_a_written_set_keeps_order_text_and_version(tmp_path):
     squad_file.write(odd, tmp_path / "odd.json")
     read = squad.read(tmp_path / "odd.json")
     assert (read.examples, read.version) == (odd.examples, "2.0")
-    assert len(json.loads((tmp_path / "odd.json").read_text(encoding="utf-8"))["data"]) == 2
+    articles = json.loads((tmp_path / "odd.json").read_text(encoding="utf-8"))["data"]
+    assert len(articles) == 2
+    assert articles[0]["paragraphs"][1]["qas"][0]["is_impossible"] is True
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):

@@ -53,6 +53,7 @@ def test_a_word_of_several_pieces_is_near_their_mean_but_not_its_own_pieces(anim
 
 def test_a_word_that_the_vocabulary_cannot_spell_has_no_neighbours(animals):
     assert animals.nearest(["ört", "cat"], 2) == [(), ("dog", "lion")]
+    assert animals(["Fox fox"], [Place(0, 0, 3), Place(0, 4, 7)], 1) == [(), ("lion",)]  # a vocabulary with case
 
 
 def test_neighbours_are_looked_up_for_each_distinct_word_once_and_in_blocks(animals, monkeypatch):
@@ -188,7 +189,7 @@ def test_words_of_several_pieces_get_neighbours_in_place(tmp_path):
 
 
 def test_the_language_models_words_do_not_depend_on_the_batch(tmp_path):
-    write_model(tmp_path, positions=160)
+    write_model(tmp_path)
     original = from_dict(tiny.builtin.load("train", count=3))
     texts = [e.question for e in original.examples] + [e.context[:200] for e in original.examples]
     asked = []
@@ -199,8 +200,9 @@ def test_the_language_models_words_do_not_depend_on_the_batch(tmp_path):
     assert len(asked) > 60
 
 
-def test_a_long_text_is_seen_around_the_word_alone(tmp_path):
-    write_model(tmp_path)  # 64 positions: (64 - 3) // 2 = 30 tokens a half, 14 on each side of the word
+@pytest.mark.parametrize("positions", [512, 40])  # 40 leave 18 tokens a half, 8 on each side of the word
+def test_a_long_text_is_seen_around_the_word_alone(tmp_path, positions):
+    write_model(tmp_path, positions=positions)
     chosen = load(tmp_path)
     middle = "people celebrate the harvest"
     texts = [" ".join(["a"] * 40 + [filler] * 20 + [middle] + [filler] * 20) for filler in ("river", "town")]
