@@ -131,6 +131,8 @@ def _exchangeable(job: Job) -> Iterator[tuple[int, int]]:
         # The case of "McDonald" could not be given to another word.
         if lower in STOP_WORDS or lower in job.kept or word not in (lower, word.capitalize(), word.upper()):
             continue
+        if set(word) <= set("IVXLC"):  # Henry IV: neighbours of iv are infusions and embryos
+            continue
         first, last = match.span()
         if not any(first < end and start < last for start, end in job.spans):
             yield first, last

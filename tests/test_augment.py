@@ -165,6 +165,7 @@ def test_copies_equal_to_the_original_are_left_out():
     ("it isn't the teacher's o'clock", "it isn't the fig's o'clock"),
     ("the 1990s B2B naive naïve", "the 1990s B2B fig naïve"),  # digits and accents make another word
     ("cafe\u0301 co\u00adop home-grown snake_case", "cafe\u0301 co\u00adop fig-fig fig_fig"),
+    ("Henry IV left CIVIC LIFE", "Fig IV fig CIVIC FIG"),  # a number in Roman letters, or what looks like one
     ("don’t ‘quoted’ Jürgen’s", "don’t ‘fig’ Jürgen’s"),
     ("", ""),
 ])  # fmt: skip
