@@ -37,7 +37,7 @@ def read(config: DistillConfig, source: str, head: bool) -> Teacher:
             f"{source} has no question answering head (span.kernel): it was not fine-tuned, there is no answer to "
             "learn from. Fine-tune it with train.py and name that run folder, or run --stages general alone"
         )
-    stated, labels = dict(DEFAULTS), []
+    stated, labels = DEFAULTS | {"window": min(DEFAULTS["window"], published.config.positions)}, []
     if published.folder == Path(source) and (Path(source) / "best").is_dir():
         info = run_folder.read(Path(source))
         stated = {name: getattr(info, name) for name in DEFAULTS}

@@ -1,0 +1,370 @@
+"""distill.py from end to end in small: stages, what a run leaves behind, killing, caching, the teacher, bad input."""
+
+import json
+import shutil
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tiny
+from safetensors.numpy import load_file, save_file
+
+from configs import options
+from configs.errors import UsageError, UserError
+from data import squad
+from data.features import FeatureOptions, featurise
+from data.tokenize import Tokenizer
+from distill import __main__ as command
+from distill import prepare, stages, teacher
+from distill.config import INTERMEDIATE, DistillConfig
+from model import run_folder, weights
+from model.bert import Bert, Layer
+from train import evaluate
+from train.hardware import Hardware
+
+QUESTIONS = 20
+# Two steps an epoch, the second not full: six of the task stage, four of the prediction stage.
+SMALL = [
+    "--layers", "1", "--hidden", "16", "--heads", "2", "--ffn", "32", "--batch-size", "12", "--buckets", "1",
+    "--task-epochs", "3", "--prediction-epochs", "2", "--task-lr", "1e-2", "--prediction-lr", "1e-2",
+    "--relation-weight", "1", "--log-every", "1", "--save-every", "2", "--check-questions", "0",
+]  # fmt: skip
+TASK, STEPS = 6, 10
+
+
+class KilledError(BaseException):
+    """What a kill looks like from inside."""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder with a teacher of two layers that nobody trained, its data, and a finished student of half its width."""
+    folder = tmp_path_factory.mktemp("distill")
+    make_teacher(folder / "teacher")
+    tiny.questions(folder / "train.json", QUESTIONS)
+    tiny.questions(folder / "dev.json", 8)
+    metrics = distil(flags(folder, folder / "student"))
+    (folder / "student.json").write_text(json.dumps(metrics), encoding="utf-8")
+    return folder
+
+
+def make_teacher(folder: Path, *, head: bool = True) -> Path:
+    """A run folder with random weights, as train.py would have left it."""
+    source = weights.load(str(tiny.weights(folder / "source", layers=2)))
+    random = np.random.default_rng(5)
+    span = {"span.kernel": random.normal(size=(tiny.WIDTH, 2)), "span.bias": np.zeros(2)} if head else {}
+    tensors = source.tensors | {name: array.astype(np.float32) for name, array in span.items()}
+    (folder / "best").mkdir()
+    save_file(tensors, folder / "best" / "model.safetensors")
+    shutil.copyfile(folder / "source" / "vocab.txt", folder / "vocab.txt")
+    run_folder.write(folder, run_folder.RunInfo(source.config.to_dict(), source.tokenizer, 64, 32, 24, 20))
+    return folder
+
+
+def flags(home: Path, out: Path) -> list[str]:
+    files = {"--teacher": home / "teacher", "--data": home / "train.json", "--dev": home / "dev.json", "--out": out}
+    return [str(word) for pair in (files | {"--cache": home / "cache"}).items() for word in pair] + SMALL
+
+
+def distil(argv: list[str]) -> dict:
+    """The command in this process, uncompiled; returns the metrics."""
+    config = options.parse(DistillConfig, argv, "distill")
+    machine = Hardware(False, None, rank=0, ranks=1, chief=True)
+    with tiny.eager(), mock.patch.object(command.hardware, "prepare", return_value=machine):
+        return command.main(config)["metrics"]
+
+
+def losses(run: Path) -> list[float]:
+    return [line["loss"] for line in tiny.lines(run)]
+
+
+def test_a_student_learns_in_two_stages(home):
+    lines = tiny.lines(home / "student")
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    assert [line["stage"] for line in lines] == ["task"] * TASK + ["prediction"] * (STEPS - TASK)
+    assert lines[TASK - 1]["loss"] < 0.7 * lines[0]["loss"]
+    assert lines[-1]["prediction"] < lines[TASK]["prediction"]
+
+
+def test_every_loss_and_every_layers_share_of_it_is_told(home):
+    first, last = tiny.lines(home / "student")[0], tiny.lines(home / "student")[-1]
+    assert {"embedding", "hidden", "hidden_1", "attention", "attention_1", "relation", "relation_1"} <= first.keys()
+    assert first["loss"] == pytest.approx(sum(first[name] for name in INTERMEDIATE), rel=1e-5)
+    assert "hidden" not in last
+    assert last["loss"] == last["prediction"]
+
+
+def test_the_run_folder_is_that_of_a_fine_tuned_model(home):
+    run, metrics = home / "student", json.loads((home / "student.json").read_text())
+    names = {path.name for path in run.iterdir()}
+    assert names == {"config.json", "best", "last", "best-task", "last-task", "vocab.txt", "metrics.jsonl", "events"}
+    info = run_folder.read(run)
+    assert (info.window, info.stride, info.query, info.max_answer_tokens) == (64, 32, 24, 20)  # the teacher's
+    assert (info.bert.hidden, info.bert.layers) == (16, 1)
+    assert info.made["layer_map"] == [2]
+    best = load_file(run / "best" / "model.safetensors")
+    assert set(best) == set(weights.expected_shapes(info.bert, head=True))  # no projection
+    alone = evaluate.main(evaluate.EvaluateConfig(run=str(run), dev=str(home / "dev.json")))["metrics"]
+    assert alone == {name: metrics["best"][name] for name in ("exact", "f1", "total")}
+    assert (metrics["updates_task"], metrics["updates_prediction"], metrics["updates"]) == (TASK, STEPS - TASK, STEPS)
+    assert metrics["parameters"] == sum(array.size for array in best.values())
+
+
+def test_the_task_stage_trains_the_encoder_and_the_projection_and_leaves_the_head(home):
+    last, best = load_file(home / "student" / "last-task" / "state.safetensors"), home / "student" / "best-task"
+    assert {"projection.all.kernel", "projection.all.bias", "adam_mean.projection.all.kernel"} <= set(last)
+    assert np.abs(last["projection.all.bias"]).max() > 0
+    assert not [name for name in last if "span" in name]
+    after, end = load_file(best / "model.safetensors"), load_file(home / "student" / "best" / "model.safetensors")
+    assert (after["span.bias"] == 0).all()  # as drawn
+    assert (end["span.kernel"] != after["span.kernel"]).all()
+
+
+def test_a_run_killed_in_each_stage_ends_with_the_bits_of_an_uninterrupted_one(home, tmp_path):
+    argv, real = flags(home, tmp_path / "run"), stages.epoch_batches
+    for steps in (3, 7):  # three of the task stage; from step 2 four more of it and three of the prediction stage
+        left = steps
+
+        def dying(*given):
+            nonlocal left
+            for batch in real(*given):
+                if not left:
+                    raise KilledError
+                left -= 1
+                yield batch
+
+        resume = ["--resume"] if steps == 7 else []
+        with mock.patch.object(stages, "epoch_batches", dying), pytest.raises(KilledError):
+            distil([*argv, *resume])
+    metrics = distil([*argv, "--resume"])
+    assert_same_run(tmp_path / "run", home / "student")
+    assert metrics == json.loads((home / "student.json").read_text())
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Weights, slots and projections of all stages are the same bits, and the same lines were told once."""
+    for name in ("best", "best-task", "last", "last-task"):
+        for path in (other / name).glob("*.safetensors"):
+            assert path.read_bytes() == (one / name / path.name).read_bytes(), path
+    told = [[{k: v for k, v in line.items() if k not in ("seconds", "seq_per_s")} for line in tiny.lines(run)]
+            for run in (one, other)]  # fmt: skip
+    assert told[0] == told[1]
+
+
+def test_a_run_killed_between_two_stages_starts_the_second_from_the_first(home, tmp_path):
+    run = shutil.copytree(home / "student", tmp_path / "run")
+    shutil.rmtree(run / "last")
+    shutil.rmtree(run / "best")
+    distil([*flags(home, run), "--resume"])
+    assert_same_run(run, home / "student")
+
+
+def test_a_stage_runs_alone_from_the_folder_of_another(home, tmp_path):
+    """The second stage from a folder that holds what the first one left is the second stage of the whole run."""
+    first = shutil.copytree(home / "student", tmp_path / "first", ignore=shutil.ignore_patterns("best", "last*"))
+    (first / "best-task").rename(first / "best")
+    sizes = [word for word in SMALL[8:]]
+    argv = flags(home, tmp_path / "run")[: -len(SMALL)] + sizes
+    distil([*argv, "--student", str(first), "--stages", "prediction", "--prediction-epochs", "1"])
+    alone = tiny.lines(tmp_path / "run")
+    assert {line["stage"] for line in alone} == {"prediction"}
+    # the order of the data is another one, so the first losses are near, not equal; a fresh student's are far above
+    assert alone[0]["loss"] == pytest.approx(tiny.lines(home / "student")[TASK]["loss"], rel=0.2)
+    assert not (tmp_path / "run" / "last-task").exists()
+
+
+def test_cached_and_live_teacher_give_the_same_losses(home, tmp_path, capsys):
+    argv = [*flags(home, tmp_path / "live"), "--attention-weight", "0", "--task-epochs", "1"]
+    distil(argv)
+    cached = [*argv, "--out", str(tmp_path / "cached"), "--cache-teacher", "--cache", str(tmp_path)]
+    with mock.patch.object(prepare.Objective, "__init__", forget_teacher):  # nobody to ask: it has to come from disk
+        distil(cached)
+    assert "computed once" in capsys.readouterr().out
+    np.testing.assert_allclose(losses(tmp_path / "cached"), losses(tmp_path / "live"), rtol=1e-4)
+    kept = {path.name for path in tmp_path.glob("teacher-*/*")}
+    assert {"teacher.start", "teacher.end", "teacher.hidden.0", "teacher.hidden.1", "teacher.query.1"} <= kept
+    distil([*cached, "--resume"])
+    assert "found in" in capsys.readouterr().out
+
+
+REAL_INIT = prepare.Objective.__init__
+
+
+def forget_teacher(self, student, teacher, recipe, projections):
+    REAL_INIT(self, student, None, recipe, projections)
+
+
+def test_what_does_not_fit_the_budget_is_asked_live_and_attention_always_is(home, tmp_path, capsys):
+    argv = [
+        *flags(home, tmp_path / "run"),
+        "--cache-teacher",
+        "--cache",
+        str(tmp_path),
+        "--cache-budget-gib",
+        "0.00002",
+    ]
+    config = options.parse(DistillConfig, [*argv, "--attention-weight", "0"], "distill")
+    machine = Hardware(False, None, rank=0, ranks=1, chief=True)
+    with tiny.eager():
+        task, prediction = prepare.prepare(config, machine, print).stages
+        assert (task.extend, prediction.extend is not None) == (None, True)
+        assert "stage task: the teacher's outputs need" in capsys.readouterr().out
+        prepare.prepare(options.parse(DistillConfig, argv, "distill"), machine, print)
+    assert "attention scores are not kept on disk" in capsys.readouterr().out
+
+
+def test_the_teacher_is_asked_once_a_batch_without_dropout_and_is_never_changed(home, tmp_path):
+    seeds, real = [], Bert.call
+
+    def call(self, *given, seed=None, **more):
+        if self.config.layers == 2:
+            seeds.append((seed, self.config.dropout, self.compute_dtype))
+        return real(self, *given, seed=seed, **more)
+
+    argv = [*flags(home, tmp_path / "run"), "--task-epochs", "1", "--prediction-epochs", "1", "--amp", "bfloat16"]
+    before = (home / "teacher" / "best" / "model.safetensors").read_bytes()
+    with mock.patch.object(Bert, "call", call):
+        distil(argv)
+    assert seeds == [(None, 0.0, "bfloat16")] * 4
+    assert (home / "teacher" / "best" / "model.safetensors").read_bytes() == before
+    exact = tiny.lines(home / "student")[0]
+    rough = tiny.lines(tmp_path / "run")[0]
+    for name in INTERMEDIATE:
+        assert rough[name] == pytest.approx(exact[name], rel=0.05), name
+
+
+def test_attention_is_written_out_only_where_its_scores_are_learnt(home, tmp_path):
+    config = options.parse(DistillConfig, flags(home, tmp_path / "run"), "distill")
+    wanted, real = [], Layer.call
+
+    def record(self, *given, want=frozenset(), **more):
+        wanted.append((self.config.layers, "scores" in want))
+        return real(self, *given, want=want, **more)
+
+    with tiny.eager(), mock.patch.object(Layer, "call", record):
+        task, prediction = prepare.prepare(config, Hardware(False, None, 0, 1, True), lambda *words: None).stages
+        batch = {name: tf.constant(value) for name, value in task.features.assemble(np.arange(2), 64).items()}
+        for stage in (task, prediction):
+            stage.objective(batch | {"weight": tf.ones(2)}, None)
+    # (layers of the model, scores written out): the teacher's first layer is mapped to none of the student's
+    assert wanted == [(2, False), (2, True), (1, True), (2, False), (2, False), (1, False)]
+
+
+def test_the_general_stage_learns_from_text_and_pretrained_weights_alone(home, tmp_path):
+    (tmp_path / "plain.txt").write_text("the north tower was built in the old town. " * 80, encoding="utf-8")
+    argv = [*flags(home, tmp_path / "run"), "--teacher", str(home / "teacher" / "source"), "--stages", "general"]
+    argv += ["--data", str(tmp_path / "plain.txt"), "--text-window", "32", "--general-epochs", "2"]
+    metrics = distil([*argv, "--general-lr", "1e-2"])
+    assert {line["stage"] for line in tiny.lines(tmp_path / "run")} == {"general"}
+    assert losses(tmp_path / "run")[-1] < losses(tmp_path / "run")[0]
+    assert metrics["best"] == {"step": metrics["updates"]}
+    assert weights.load(str(tmp_path / "run")).config.hidden == 16
+
+
+def test_dev_is_scored_once_with_what_the_held_out_part_picked(home, tmp_path):
+    argv = [*flags(home, tmp_path / "run"), "--stages", "prediction", "--holdout", "0.2"]
+    data = json.loads((home / "train.json").read_text())
+    passages = [passage for article in data["data"] for passage in article["paragraphs"]]
+    data["data"] = [{"title": str(index), "paragraphs": [passage]} for index, passage in enumerate(passages)]
+    (tmp_path / "train.json").write_text(json.dumps(data))
+    metrics = distil([*argv, "--data", str(tmp_path / "train.json"), "--prediction-epochs", "1"])
+    assert metrics["total"] == QUESTIONS // 5
+    assert metrics["dev_total"] == 8
+    scored = evaluate.main(evaluate.EvaluateConfig(run=str(tmp_path / "run"), dev=str(home / "dev.json")))["metrics"]
+    assert metrics["dev_f1"] == pytest.approx(scored["f1"])
+
+
+@pytest.fixture
+def asked(home):
+    """Questions for the teacher and their windows, with logits that point at the right answers."""
+    tokenizer = Tokenizer(home / "teacher" / "vocab.txt")
+    dataset = squad.read(home / "dev.json")
+    features = featurise(dataset, tokenizer, FeatureOptions(64, 32, 24))
+    right = [[np.eye(n, dtype=np.float32)[at] * 9 for n, at in zip(features.length, places, strict=True)]
+             for places in (features.start_position, features.end_position)]  # fmt: skip
+
+    def evaluator(start, end):
+        return mock.Mock(dataset=dataset, features=features, max_answer_tokens=30, logits=lambda: (start, end))
+
+    return evaluator, right, tokenizer
+
+
+def test_a_good_teacher_passes_with_its_figures(asked):
+    evaluator, right, tokenizer = asked
+    figures = teacher.check(evaluator(*right), tokenizer, 5.0, "runs/teacher")
+    assert figures["f1"] > 80 > 60 > figures["chance_f1"]
+    assert figures["questions"] == 8
+
+
+def test_a_teacher_near_chance_stops_the_run_with_the_figures(asked):
+    evaluator, right, tokenizer = asked
+    random = np.random.default_rng(3)
+    noise = [[random.normal(size=len(row)) for row in rows] for rows in right]
+    with pytest.raises(UserError, match=r"on 8 questions .* F1 [\d.]+; chance is F1 [\d.]+; .* unknown .* vocab.txt"):
+        teacher.check(evaluator(*noise), tokenizer, 25.0, "runs/teacher")
+
+
+def test_a_teacher_with_start_and_end_exchanged_is_told(asked):
+    evaluator, (start, end), tokenizer = asked
+    with pytest.raises(UserError, match=r"with start and end exchanged it has F1 [\d.]+: .* another label order"):
+        teacher.check(evaluator(end, start), tokenizer, 5.0, "runs/teacher")
+
+
+def test_the_check_runs_before_anything_is_written(home, tmp_path):
+    argv = [*flags(home, tmp_path / "run"), "--check-questions", "8", "--check-margin", "60"]
+    with pytest.raises(UserError, match="A student cannot learn from that"):
+        distil(argv)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_student_with_another_vocabulary_or_label_order_is_refused(home, tmp_path):
+    other = shutil.copytree(home / "student", tmp_path / "other")
+    argv = [*flags(home, tmp_path / "run")[: -len(SMALL)], *SMALL[8:], "--student", str(other)]
+    words = (other / "vocab.txt").read_text().splitlines()
+    (other / "vocab.txt").write_text("\n".join([*words[:100], words[101], words[100], *words[102:]]))
+    with pytest.raises(UserError, match="another vocabulary than the teacher: 400 and 400 pieces, line 101"):
+        distil(argv)
+    shutil.copyfile(home / "teacher" / "vocab.txt", other / "vocab.txt")
+    info = run_folder.read(other)
+    info.labels = ["no", "yes"]
+    run_folder.write(other, info)
+    with pytest.raises(UserError, match=r"labels \['no', 'yes'\], the teacher \[\]"):
+        distil(argv)
+
+
+# What bad input gets: flags, and what the error must say.
+BAD = {
+    "no teacher": (["--teacher", "nowhere"], "nowhere"),
+    "windows longer than the position table": (["--window", "128"], "128 tokens .* has 64"),
+    "temperature zero": (["--temperature", "0"], "--temperature must be more than 0"),
+    "an unknown flag": (["--temprature", "2"], "--temprature .*--temperature"),
+    "a layer map out of range": (["--layer-map", "3"], "no layer 3"),
+    "an unknown stage": (["--stages", "first"], "general, task or prediction"),
+    "no article to hold out": (["--holdout", "0.5", "--limit", "1"], "cannot be set aside"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_named_and_leaves_nothing_behind(case, home, tmp_path):
+    given, said = BAD[case]
+    with pytest.raises(UserError, match=said):
+        distil([*flags(home, tmp_path / "run"), *given])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_without_a_head_is_told_to_be_fine_tuned(home, tmp_path):
+    headless = make_teacher(tmp_path / "headless", head=False)
+    with pytest.raises(UserError, match=r"no question answering head .* train.py"):
+        distil([*flags(home, tmp_path / "run"), "--teacher", str(headless)])
+
+
+def test_resuming_with_other_settings_names_them_but_a_cache_is_no_other_setting(home):
+    argv = [*flags(home, home / "student"), "--resume"]
+    with pytest.raises(UsageError, match=r"layer_map \(uniform -> last\), stages"):
+        distil([*argv, "--layer-map", "last", "--stages", "task"])
+    before = (home / "student" / "metrics.jsonl").read_bytes()
+    told, again = json.loads((home / "student.json").read_text()), distil([*argv, "--cache-teacher"])
+    assert again == told | {"compiled_shapes": 0}  # nothing was left to do
+    assert (home / "student" / "metrics.jsonl").read_bytes() == before
