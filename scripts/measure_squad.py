@@ -11,6 +11,7 @@ Scores are those after the last epoch; the best of all epochs stands beside them
 import csv
 import datetime
 import json
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -48,7 +49,7 @@ class MeasureConfig:
 
 
 def main(config: MeasureConfig) -> dict:
-    name = f"{config.recipe} {config.flags}".replace(" ", "-").replace("=", "-").rstrip("-")
+    name = re.sub(r"[^\w.]+", "-", f"{Path(config.recipe).stem} {config.flags}").strip("-")
     argv = ["--config", config.recipe, "--model", config.model, "--data", config.train, "--dev", config.dev]
     argv += ["--out", f"{config.runs}/{name}", *(f"--{word}" for word in config.flags.split())]
     first = options.parse(TrainConfig, argv, "train")
