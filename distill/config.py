@@ -86,6 +86,10 @@ class DistillConfig(RunConfig, PairConfig):
     augment: int = setting(
         0, least=0, help="varied copies of every question, in the task stage; 0: none, usually 10-20"
     )
+    augment_model: str | None = setting(
+        None, help="weights whose masked language model proposes words, cut from the teacher's vocabulary; none: the "
+        "teacher, which fine-tuning leaves with nearest neighbours only",
+    )  # fmt: skip
     augment_prediction: bool = setting(False, help="use the copies in the prediction stage, too")
     holdout: float = setting(
         0.0, least=0.0, most=0.5, help="share of the training questions, whole articles, to pick the best epoch on; "

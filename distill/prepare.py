@@ -19,12 +19,14 @@ from distill.losses import relation_heads
 from distill.objective import Objective, Recipe
 from distill.projection import Projections
 from distill.stages import Prepared, Stage
+from model import weights
 from model.heads import SpanModel
 from train import precision
 from train.evaluate import Evaluator
 from train.hardware import Hardware, use_fused_attention, use_xla
 from train.optimizer import constant_rate, learning_rate
 from train.prepare import Say, compiled_step, tokenised
+from train.step import Step
 
 
 def prepare(config: DistillConfig, machine: Hardware, say: Say) -> Prepared:
@@ -72,7 +74,8 @@ def prepare(config: DistillConfig, machine: Hardware, say: Say) -> Prepared:
         return tokenised(dataset, taught.tokenizer, taught.options, config.cache, say, title)
 
     def evaluator(who, dataset, title) -> Evaluator:
-        return Evaluator(who, dataset, windows(dataset, title), max_answer_tokens=taught.max_answer_tokens, jit=jit)
+        most, lengths = taught.max_answer_tokens, min(config.buckets, 2 if jit else 4)  # XLA compiles each length
+        return Evaluator(who, dataset, windows(dataset, title), max_answer_tokens=most, jit=jit, buckets=lengths)
 
     figures = {}
     if fine_tuned and config.check_questions and any(recipe.needed for recipe in recipes.values()):
@@ -117,8 +120,8 @@ def prepare(config: DistillConfig, machine: Hardware, say: Say) -> Prepared:
 
 def recipe(config: DistillConfig, stage: str, plan: student.Student, theirs) -> Recipe:
     """The losses of a stage. Raises: UsageError where heads or widths do not allow what was asked for."""
-    ours, weights = plan.config, config.weights(stage)
-    if weights["attention"] and ours.heads != theirs.heads:
+    ours, by_loss = plan.config, config.weights(stage)
+    if by_loss["attention"] and ours.heads != theirs.heads:
         raise UsageError(
             f"the attention loss compares head by head, the student has {ours.heads} heads, the teacher "
             f"{theirs.heads}; choose --heads {theirs.heads} (where it divides the width {ours.hidden}), "
@@ -126,29 +129,33 @@ def recipe(config: DistillConfig, stage: str, plan: student.Student, theirs) -> 
         )
     heads = config.relation_heads or theirs.heads
     allowed = relation_heads(ours.hidden, theirs.hidden)
-    if weights["relation"] and heads not in allowed:
+    if by_loss["relation"] and heads not in allowed:
         raise UsageError(
             f"{heads} relation heads do not divide both widths, {ours.hidden} and {theirs.hidden}; choose "
             f"--relation-heads from {', '.join(map(str, allowed))}"
         )
     related = (ours.layers,) if config.relation_layers == "last" else tuple(range(1, ours.layers + 1))
-    return Recipe(weights, plan.layer_map, related, heads, config.temperature)
+    return Recipe(by_loss, plan.layer_map, related, heads, config.temperature)
 
 
 def make_stage(config, name, index, features, window, objective, chosen, jit, machine) -> Stage:
     """A stage with its compiled step."""
-    epochs = getattr(config, f"{name}_epochs")
     per_epoch = -(-len(features) // config.batch_size)
-    updates = max(1, per_epoch * epochs // config.accumulate)
+    step, peak = make_objective_step(config, name, per_epoch, objective, chosen, jit, machine)
+    edges = batches.edges(features.length, most=config.buckets, window=window)
+    return Stage(name, index, features, edges, objective, step, peak, getattr(config, f"{name}_epochs"), per_epoch)
+
+
+def make_objective_step(config, name, per_epoch, objective, chosen, jit, machine) -> tuple[Step, tf.Variable]:
+    """The stage's compiled step, and its peak learning rate: a variable, so that a search over it compiles once."""
+    updates = max(1, per_epoch * getattr(config, f"{name}_epochs") // config.accumulate)
     warmup = int(updates * getattr(config, f"{name}_warmup"))
     rate = constant_rate if name == "task" and config.task_schedule == "constant" else learning_rate
     with machine.scope():
         peak = tf.Variable(getattr(config, f"{name}_lr"), trainable=False, dtype=tf.float32, name="peak_rate")
         schedule = partial(rate, peak=peak, warmup_updates=warmup, total_updates=updates)
         variables, parts = objective.variables(), objective.recipe.parts
-        step = compiled_step(objective, variables, schedule, config, chosen, jit, machine, parts)
-    edges = batches.edges(features.length, most=config.buckets, window=window)
-    return Stage(name, index, features, edges, objective, step, peak, epochs, per_epoch)
+        return compiled_step(objective, variables, schedule, config, chosen, jit, machine, parts), peak
 
 
 def general_teacher(config, taught: teacher.Teacher, machine, policy: str, fused: bool) -> SpanModel:
@@ -167,7 +174,11 @@ def general_teacher(config, taught: teacher.Teacher, machine, policy: str, fused
 
 def augmented(config: DistillConfig, dataset: squad.Dataset, taught, policy: str, say: Say) -> squad.Dataset:
     """The questions and --augment varied copies of each."""
-    candidates = candidates_for(taught.weights, taught.tokenizer, dtype=policy)
+    source = taught.weights
+    if config.augment_model:
+        source = weights.load(config.augment_model)
+        teacher.same_vocabulary(taught.tokenizer, source.folder, taught.labels, "--augment-model")
+    candidates = candidates_for(source, taught.tokenizer, dtype=policy)
     larger, report = augment(dataset, candidates, copies=config.augment, seed=config.seed)
     say(f"augmented: {report.examples} questions and {report.copies} copies; words by {report.kind} ({report.reason})")
     return larger

@@ -35,7 +35,7 @@ class Stage:
     edges: tuple[int, ...]
     objective: Objective
     step: Step
-    peak: tf.Variable  # learning rate; a variable, so that a search over it compiles once
+    peak: tf.Variable  # learning rate, set when a run starts
     epochs: int
     steps_per_epoch: int
     extend: Callable | None = None  # adds the teacher's cached outputs to a batch

@@ -9,29 +9,17 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tiny
-from safetensors.numpy import load_file, save_file
+from distill_kit import QUESTIONS, SMALL, STEPS, TASK, distil, flags, make_teacher
+from safetensors.numpy import load_file
 
 from configs import options
-from configs.errors import UsageError, UserError
-from data import squad
-from data.features import FeatureOptions, featurise
-from data.tokenize import Tokenizer
-from distill import __main__ as command
-from distill import prepare, stages, teacher
+from configs.errors import UsageError
+from distill import prepare, stages
 from distill.config import INTERMEDIATE, DistillConfig
 from model import run_folder, weights
 from model.bert import Bert, Layer
 from train import evaluate
 from train.hardware import Hardware
-
-QUESTIONS = 20
-# Two steps an epoch, the second not full: six of the task stage, four of the prediction stage.
-SMALL = [
-    "--layers", "1", "--hidden", "16", "--heads", "2", "--ffn", "32", "--batch-size", "12", "--buckets", "1",
-    "--task-epochs", "3", "--prediction-epochs", "2", "--task-lr", "1e-2", "--prediction-lr", "1e-2",
-    "--relation-weight", "1", "--log-every", "1", "--save-every", "2", "--check-questions", "0",
-]  # fmt: skip
-TASK, STEPS = 6, 10
 
 
 class KilledError(BaseException):
@@ -48,32 +36,6 @@ def home(tmp_path_factory):
     metrics = distil(flags(folder, folder / "student"))
     (folder / "student.json").write_text(json.dumps(metrics), encoding="utf-8")
     return folder
-
-
-def make_teacher(folder: Path, *, head: bool = True) -> Path:
-    """A run folder with random weights, as train.py would have left it."""
-    source = weights.load(str(tiny.weights(folder / "source", layers=2)))
-    random = np.random.default_rng(5)
-    span = {"span.kernel": random.normal(size=(tiny.WIDTH, 2)), "span.bias": np.zeros(2)} if head else {}
-    tensors = source.tensors | {name: array.astype(np.float32) for name, array in span.items()}
-    (folder / "best").mkdir()
-    save_file(tensors, folder / "best" / "model.safetensors")
-    shutil.copyfile(folder / "source" / "vocab.txt", folder / "vocab.txt")
-    run_folder.write(folder, run_folder.RunInfo(source.config.to_dict(), source.tokenizer, 64, 32, 24, 20))
-    return folder
-
-
-def flags(home: Path, out: Path) -> list[str]:
-    files = {"--teacher": home / "teacher", "--data": home / "train.json", "--dev": home / "dev.json", "--out": out}
-    return [str(word) for pair in (files | {"--cache": home / "cache"}).items() for word in pair] + SMALL
-
-
-def distil(argv: list[str]) -> dict:
-    """The command in this process, uncompiled; returns the metrics."""
-    config = options.parse(DistillConfig, argv, "distill")
-    machine = Hardware(False, None, rank=0, ranks=1, chief=True)
-    with tiny.eager(), mock.patch.object(command.hardware, "prepare", return_value=machine):
-        return command.main(config)["metrics"]
 
 
 def losses(run: Path) -> list[float]:
@@ -263,6 +225,17 @@ def test_the_general_stage_learns_from_text_and_pretrained_weights_alone(home, t
     assert weights.load(str(tmp_path / "run")).config.hidden == 16
 
 
+def test_copies_go_into_the_task_stage_and_only_if_asked_into_the_other(home, tmp_path):
+    sizes = []
+    for more in ([], ["--augment", "2"], ["--augment", "2", "--augment-prediction"]):
+        config = options.parse(DistillConfig, [*flags(home, tmp_path / "run"), *more], "distill")
+        made = prepare.prepare(config, Hardware(False, None, 0, 1, True), lambda *words: None).stages
+        sizes.append([len(stage.features) for stage in made])
+    assert sizes[0] == [QUESTIONS, QUESTIONS]
+    assert sizes[1][0] > 2.5 * QUESTIONS
+    assert sizes[1:] == [[sizes[1][0], QUESTIONS], [sizes[1][0]] * 2]
+
+
 def test_dev_is_scored_once_with_what_the_held_out_part_picked(home, tmp_path):
     argv = [*flags(home, tmp_path / "run"), "--stages", "prediction", "--holdout", "0.2"]
     data = json.loads((home / "train.json").read_text())
@@ -274,90 +247,6 @@ def test_dev_is_scored_once_with_what_the_held_out_part_picked(home, tmp_path):
     assert metrics["dev_total"] == 8
     scored = evaluate.main(evaluate.EvaluateConfig(run=str(tmp_path / "run"), dev=str(home / "dev.json")))["metrics"]
     assert metrics["dev_f1"] == pytest.approx(scored["f1"])
-
-
-@pytest.fixture
-def asked(home):
-    """Questions for the teacher and their windows, with logits that point at the right answers."""
-    tokenizer = Tokenizer(home / "teacher" / "vocab.txt")
-    dataset = squad.read(home / "dev.json")
-    features = featurise(dataset, tokenizer, FeatureOptions(64, 32, 24))
-    right = [[np.eye(n, dtype=np.float32)[at] * 9 for n, at in zip(features.length, places, strict=True)]
-             for places in (features.start_position, features.end_position)]  # fmt: skip
-
-    def evaluator(start, end):
-        return mock.Mock(dataset=dataset, features=features, max_answer_tokens=30, logits=lambda: (start, end))
-
-    return evaluator, right, tokenizer
-
-
-def test_a_good_teacher_passes_with_its_figures(asked):
-    evaluator, right, tokenizer = asked
-    figures = teacher.check(evaluator(*right), tokenizer, 5.0, "runs/teacher")
-    assert figures["f1"] > 80 > 60 > figures["chance_f1"]
-    assert figures["questions"] == 8
-
-
-def test_a_teacher_near_chance_stops_the_run_with_the_figures(asked):
-    evaluator, right, tokenizer = asked
-    random = np.random.default_rng(3)
-    noise = [[random.normal(size=len(row)) for row in rows] for rows in right]
-    with pytest.raises(UserError, match=r"on 8 questions .* F1 [\d.]+; chance is F1 [\d.]+; .* unknown .* vocab.txt"):
-        teacher.check(evaluator(*noise), tokenizer, 25.0, "runs/teacher")
-
-
-def test_a_teacher_with_start_and_end_exchanged_is_told(asked):
-    evaluator, (start, end), tokenizer = asked
-    with pytest.raises(UserError, match=r"with start and end exchanged it has F1 [\d.]+: .* another label order"):
-        teacher.check(evaluator(end, start), tokenizer, 5.0, "runs/teacher")
-
-
-def test_the_check_runs_before_anything_is_written(home, tmp_path):
-    argv = [*flags(home, tmp_path / "run"), "--check-questions", "8", "--check-margin", "60"]
-    with pytest.raises(UserError, match="A student cannot learn from that"):
-        distil(argv)
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_student_with_another_vocabulary_or_label_order_is_refused(home, tmp_path):
-    other = shutil.copytree(home / "student", tmp_path / "other")
-    argv = [*flags(home, tmp_path / "run")[: -len(SMALL)], *SMALL[8:], "--student", str(other)]
-    words = (other / "vocab.txt").read_text().splitlines()
-    (other / "vocab.txt").write_text("\n".join([*words[:100], words[101], words[100], *words[102:]]))
-    with pytest.raises(UserError, match="another vocabulary than the teacher: 400 and 400 pieces, line 101"):
-        distil(argv)
-    shutil.copyfile(home / "teacher" / "vocab.txt", other / "vocab.txt")
-    info = run_folder.read(other)
-    info.labels = ["no", "yes"]
-    run_folder.write(other, info)
-    with pytest.raises(UserError, match=r"labels \['no', 'yes'\], the teacher \[\]"):
-        distil(argv)
-
-
-# What bad input gets: flags, and what the error must say.
-BAD = {
-    "no teacher": (["--teacher", "nowhere"], "nowhere"),
-    "windows longer than the position table": (["--window", "128"], "128 tokens .* has 64"),
-    "temperature zero": (["--temperature", "0"], "--temperature must be more than 0"),
-    "an unknown flag": (["--temprature", "2"], "--temprature .*--temperature"),
-    "a layer map out of range": (["--layer-map", "3"], "no layer 3"),
-    "an unknown stage": (["--stages", "first"], "general, task or prediction"),
-    "no article to hold out": (["--holdout", "0.5", "--limit", "1"], "cannot be set aside"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_named_and_leaves_nothing_behind(case, home, tmp_path):
-    given, said = BAD[case]
-    with pytest.raises(UserError, match=said):
-        distil([*flags(home, tmp_path / "run"), *given])
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_teacher_without_a_head_is_told_to_be_fine_tuned(home, tmp_path):
-    headless = make_teacher(tmp_path / "headless", head=False)
-    with pytest.raises(UserError, match=r"no question answering head .* train.py"):
-        distil([*flags(home, tmp_path / "run"), "--teacher", str(headless)])
 
 
 def test_resuming_with_other_settings_names_them_but_a_cache_is_no_other_setting(home):

@@ -13,7 +13,8 @@ from train.config import RunConfig
 FREE_TO_CHANGE = {
     "resume", "overwrite", "log_every", "save_every", "cache", "out", "device", "cache_teacher", "cache_budget_gib",
 }  # fmt: skip
-INPUTS = ("model", "teacher", "student", "general_teacher", "data", "dev", "text", "vocab")  # settings that name files
+# Settings that name files.
+INPUTS = ("model", "teacher", "student", "general_teacher", "augment_model", "data", "dev", "text", "vocab")
 
 
 def check_out(out: Path, config: RunConfig) -> None:
