@@ -76,7 +76,7 @@ def main(config: QuickstartConfig) -> dict:
     for name, title in dev_sets.items():
         cells = [f"{scores[name]['f1']:.1f} ({scores[name]['exact']:.1f})" for scores in (before, teacher, student)]
         print(f"{title + ', ' + name:60}" + "".join(f"{cell:>14}" for cell in cells))
-    show(*shown, config.show, config.seed)
+    show(shown[0], shown[1], config.show, config.seed)
     minutes = (time.monotonic() - start) / 60
     print(f"\n{minutes:.1f} minutes; run folders {config.out} (6 layers) and {student_out} (3 layers)")
     check_floors(teacher, student)
@@ -110,7 +110,7 @@ def check_floors(teacher: dict[str, dict], student: dict[str, dict]) -> None:
         raise UserError("the quickstart learnt less than it should: " + "; ".join(missed))
 
 
-def scored(folder: Path, dev_sets: dict[str, str]) -> tuple[dict[str, dict], tuple]:
+def scored(folder: Path, dev_sets: dict[str, str]) -> tuple[dict[str, dict], tuple[squad.Dataset, dict]]:
     """Scores by dev set, and the last set with its answers; `folder` holds a run, or pre-trained weights (random head).
 
     All sets are answered in one go, so that each padded length is traced once.
