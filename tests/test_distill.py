@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -10,7 +11,7 @@ import pytest
 import tensorflow as tf
 import tiny
 from distill_kit import QUESTIONS, SMALL, STEPS, TASK, distil, flags, make_teacher
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from configs import options
 from configs.errors import UsageError
@@ -223,6 +224,40 @@ def test_the_general_stage_learns_from_text_and_pretrained_weights_alone(home, t
     assert losses(tmp_path / "run")[-1] < losses(tmp_path / "run")[0]
     assert metrics["best"] == {"step": metrics["updates"]}
     assert weights.load(str(tmp_path / "run")).config.hidden == 16
+
+
+def test_what_is_scored_on_dev_are_the_best_weights_not_the_last(tmp_path):
+    (tmp_path / "best").mkdir()
+    save_file({"a": np.ones(2, np.float32)}, tmp_path / "best" / "model.safetensors")
+    run_folder.write(tmp_path, run_folder.RunInfo({}, {}, 64, 32, 24, 20, no_answer_threshold=-3.0))
+    variable, seen = tf.Variable(tf.zeros(2)), []
+    final = mock.Mock(predictions=lambda: seen.append(variable.numpy().tolist()))
+    prepared = mock.Mock(final=final, model=mock.Mock(names=lambda: {"a": variable}))
+    with mock.patch.object(stages, "score", return_value={"f1": 1.0}) as score:
+        assert stages.score_best(prepared, tmp_path) == {"dev_f1": 1.0}
+    assert seen == [[1.0, 1.0]]
+    assert score.call_args[0][2] == -3.0  # the threshold was picked elsewhere, too
+
+
+def test_seeds_share_what_is_prepared_and_each_starts_anew(home, tmp_path):
+    config = options.parse(DistillConfig, flags(home, tmp_path / "run"), "distill")
+    prepared = prepare.prepare(config, Hardware(False, None, 0, 1, True), lambda *words: None)
+    variables = prepared.model.names() | prepared.projections.variables()
+    variables |= {f"{stage.name} {name}": v for stage in prepared.stages for name, v in stage.step.variables().items()}
+
+    def started(**given) -> dict[str, np.ndarray]:
+        prepared.restart(replace(config, **given))
+        return {name: variable.numpy() for name, variable in variables.items()}
+
+    first = started()
+    assert np.abs(first["projection.all.kernel"]).max() > 0
+    for variable in variables.values():
+        variable.assign_add(tf.ones_like(variable))
+    again, other = started(), started(seed=7, task_lr=0.5)
+    assert all((again[name] == value).all() for name, value in first.items())
+    for name in ("projection.all.kernel", "span.kernel", "layers.0.ffn.in.kernel"):
+        assert (other[name] != first[name]).any(), name
+    assert [float(stage.peak) for stage in prepared.stages] == pytest.approx([0.5, 1e-2])
 
 
 def test_copies_go_into_the_task_stage_and_only_if_asked_into_the_other(home, tmp_path):
