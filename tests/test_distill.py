@@ -49,6 +49,9 @@ def test_a_student_learns_in_two_stages(home):
     assert [line["stage"] for line in lines] == ["task"] * TASK + ["prediction"] * (STEPS - TASK)
     assert lines[TASK - 1]["loss"] < 0.7 * lines[0]["loss"]
     assert lines[-1]["prediction"] < lines[TASK]["prediction"]
+    rates = [line["learning_rate"] for line in lines]
+    assert rates[:TASK] == [pytest.approx(1e-2)] * TASK  # constant, as TinyBERT's first stage
+    assert rates[TASK:] == sorted(rates[TASK:], reverse=True) != [rates[TASK]] * (STEPS - TASK)
 
 
 def test_every_loss_and_every_layers_share_of_it_is_told(home):
