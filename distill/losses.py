@@ -98,7 +98,7 @@ def relation_loss(student, teacher, padding_mask, heads: int):
     for mine, theirs in zip(student, teacher, strict=True):
         log_mine, log_theirs = _log_relations(mine, real, heads), _log_relations(theirs, real, heads)  # [B, A, S, S]
         divergence = tf.reduce_sum(tf.exp(log_theirs) * (log_theirs - log_mine), axis=-1)  # [B, A, S]
-        divergence = tf.where(real[:, None, :], divergence, 0.0)
+        # A row of padding is all zeros in both, its relations are equal and its divergence is 0.
         total += tf.reduce_sum(divergence, axis=(1, 2)) / (heads * tokens)
     return total
 
