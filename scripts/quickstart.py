@@ -35,6 +35,7 @@ BUILT_IN = {
     "builtin:dev-patterns": "unseen facts and sentence patterns",
     "builtin:dev-handwritten": "written by hand, other subjects",
 }
+SCORED = 275  # questions of a dev set; all that are written by hand
 # F1 that teacher and student must reach, 10 to 15 below what the first honest run gave (README).
 FLOORS = {
     "builtin:dev-facts": (55.0, 50.0),
@@ -120,7 +121,7 @@ def scored(folder: Path, dev_sets: dict[str, str]) -> tuple[dict[str, dict], tup
     options = FeatureOptions(stated.window, stated.stride, stated.query) if stated else FeatureOptions(192, 64, 32)
     model = SpanModel(source.config, "mixed_bfloat16")
     initialise(model, source, seed=1)
-    sets = [squad.read(name, split="dev") for name in dev_sets]
+    sets = [squad.read(name, split="dev", limit=SCORED) for name in dev_sets]
     every = replace(sets[0], examples=[example for dataset in sets for example in dataset.examples])
     tokenizer = Tokenizer.from_config(source.tokenizer, source.folder / "vocab.txt")
     features = featurise(every, tokenizer, options, cache_dir=train.environment.CACHE)
