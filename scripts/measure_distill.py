@@ -10,7 +10,6 @@ picked. Seeds and learning rates of a variant share one process and one compiled
 minute a batch shape; each run starts as `distill.py --seed N` does, but all learn from the same augmented questions.
 """
 
-import csv
 import datetime
 import shutil
 import time
@@ -30,12 +29,9 @@ from distill.prepare import prepare
 from distill.stages import run
 from model import run_folder
 from scripts.bench_train import device_name
+from scripts.measure_squad import append
 from train import hardware
 
-COLUMNS = [
-    "variant", "flags", "student", "seed", "task_lr", "prediction_lr", "best_step", "held_out_f1", "dev_exact",
-    "dev_f1", "teacher_f1", "updates", "skipped_steps", "seconds", "device", "date",
-]  # fmt: skip
 # Learns the true answers alone; the epochs are those of both stages of the recipe together.
 ALONE = "stages=prediction prediction-weight=0 hard-weight=1"
 MINILM, TINY = "config=distill-minilm-squad11", "config=distill-tinybert-squad11"
@@ -139,7 +135,7 @@ def measure(config: MeasureConfig, variant: str, first: DistillConfig, machine) 
             append(Path(config.out), row)
             for name in ("last", "last-task", "best-task"):  # half a gigabyte a run
                 shutil.rmtree(Path(out) / name, ignore_errors=True)
-            print(", ".join(f"{key} {row[key]}" for key in COLUMNS if key != "flags"), flush=True)
+            print(", ".join(f"{key} {value}" for key, value in row.items() if key != "flags"), flush=True)
             rows.append(row)
     return rows
 
@@ -172,17 +168,6 @@ def table(found: dict[str, list[dict]]) -> dict[str, float]:
 
 def _mean(rows: list[dict], name: str) -> float:
     return float(np.mean([row[name] for row in rows]))
-
-
-def append(path: Path, row: dict) -> None:
-    """Add a line to the CSV at once, with its header if the file is new: what was measured is not lost."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = not path.exists()
-    with open(path, "a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        if fresh:
-            writer.writeheader()
-        writer.writerow(row)
 
 
 if __name__ == "__main__":

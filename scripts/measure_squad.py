@@ -28,11 +28,6 @@ from train.config import TrainConfig
 from train.out_folder import empty
 from train.prepare import prepare
 
-COLUMNS = [
-    "recipe", "flags", "seed", "exact", "f1", "best_f1", "threshold", "updates", "skipped_steps", "skips_after_100",
-    "loss_scale", "device", "date",
-]  # fmt: skip
-
 
 @dataclass(frozen=True)
 class MeasureConfig:
@@ -86,11 +81,11 @@ def main(config: MeasureConfig) -> dict:
 
 
 def append(path: Path, row: dict) -> None:
-    """Add a line to the CSV, with its header if the file is new."""
+    """Add a line to the CSV, headed by the row's names if the file is new."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = not path.exists()
     with open(path, "a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+        writer = csv.DictWriter(file, list(row))
         if fresh:
             writer.writeheader()
         writer.writerow(row)
