@@ -8,8 +8,8 @@ Works only inside `tf.function(jit_compile=True)` on an NVIDIA GPU of compute ca
 bfloat16.
 
 Dropout of attention probabilities is not offered. The kernel has it (`__cudnn$fmhaSoftmaxDropout`, `dropout_rate` and
-`seed` in its configuration), but XLA keeps the mask's counter per local device, and TensorFlow 2.21 tells it of none:
-the process dies of a segmentation fault. Tried on an H200 with cuDNN 9.
+`seed` in its configuration), but TensorFlow 2.21 dies of a segmentation fault in it: seen on an H200 with cuDNN 9.
+The cause was not established; XLA's counter of masks per local device, which TensorFlow may not set up, is a guess.
 """
 
 import functools

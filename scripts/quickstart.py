@@ -36,7 +36,7 @@ BUILT_IN = {
     "builtin:dev-handwritten": "written by hand, other subjects",
 }
 SCORED = 275  # questions of a dev set; all that are written by hand
-# F1 that teacher and student must reach, about 11 below what the first honest run gave (README).
+# F1 that teacher and student must reach, about 11 below one run of these settings (README).
 FLOORS = {
     "builtin:dev-facts": (52.0, 42.0),
     "builtin:dev-patterns": (43.0, 33.0),
