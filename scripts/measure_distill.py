@@ -170,7 +170,7 @@ def table(found: dict[str, list[dict]]) -> dict[str, float]:
         by_rate: dict[tuple, list[dict]] = {}
         for row in rows:
             by_rate.setdefault((row["task_lr"], row["prediction_lr"]), []).append(row)
-        rate, best = max(by_rate.items(), key=lambda item: _mean(item[1], "held_out_f1"))
+        rate, best = max(by_rate.items(), key=lambda item: (len(item[1]), _mean(item[1], "held_out_f1")))
         told = ":".join(f"{one:g}" for one in rate if one != "")
         scores = [_mean(best, name) for name in ("held_out_f1", "dev_exact", "dev_f1")]
         deviation = float(np.std([row["dev_f1"] for row in best]))
