@@ -1,0 +1,78 @@
+"""Shapes of attention: small ones that a kernel gets wrong first, and those that the bench times."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Case:
+    """One input. Packed unless `padded_to` says how long a row is."""
+
+    name: str
+    note: str
+    heads: int
+    head_size: int
+    lengths: tuple[int, ...]  # real tokens of each sequence
+    tail: int = 0  # packed: tokens after the last sequence
+    padded_to: int = 0  # S
+    holes: bool = False  # padded: every third token of a sequence cannot be seen, either
+
+    @property
+    def layout(self) -> str:
+        return "padded" if self.padded_to else "packed"
+
+    @property
+    def attributes(self) -> dict:
+        """What the node carries: scale is that of the head size, as if it had no padding."""
+        return {"num_heads": self.heads, "scale": self.head_size**-0.5, "layout": self.layout}
+
+
+CASES = [
+    Case("one token", "softmax over one key: the context is v", 2, 16, (1,)),
+    Case("one sequence", "no block is full, the last holds one token", 2, 32, (65,)),
+    Case("exact blocks", "nothing to mask anywhere", 1, 64, (128, 64)),
+    Case("long among short", "programs without a tile stand between those with one", 2, 32, (3, 150, 1, 2, 17)),
+    Case("empty sequence", "two equal offsets, also as the first and the last", 1, 16, (0, 5, 0, 0, 70, 0)),
+    Case("tail", "tokens of no sequence, more than a block", 1, 32, (20, 50), tail=90),
+    Case("only tail", "no token belongs to a sequence", 1, 16, (0,), tail=7),
+    Case("many short", "more sequences than one look at cu_seqlens takes in", 1, 8, (1, 2, 0, 3) * 40, tail=3),
+    Case("head 8", "the smallest head, padded to 16 for the product", 3, 8, (33,)),
+    Case("head 40", "padded to 64, and three heads are no power of two", 3, 40, (70, 9)),
+    Case("head 72", "padded to 128", 1, 72, (31,)),
+    Case("head 96", "padded to 128", 1, 96, (40, 66)),
+    Case("head 128", "the largest", 1, 128, (66,)),
+    Case("padded", "lengths of all kinds, one row full", 2, 32, (70, 1, 64, 33), padded_to=70),
+    Case("padded, nothing seen", "a row of padding alone", 1, 16, (0, 9), padded_to=20),
+    Case("padded, holes", "a mask need not be a prefix; a whole block of it may be dark", 2, 16, (150, 3, 90), 0, 150, True),
+]  # fmt: skip
+
+BENCH = [
+    Case("base 1x128", "BERT-base, one short question", 12, 64, (128,)),
+    Case("base 8x128", "BERT-base", 12, 64, (128,) * 8),
+    Case("base 32x128", "BERT-base", 12, 64, (128,) * 32),
+    Case("base 32x384", "BERT-base, SQuAD's window", 12, 64, (384,) * 32),
+    Case("base 32x384 padded", "the same rows with a mask", 12, 64, (384,) * 32, padded_to=384),
+    Case("base mixed", "as SQuAD's questions come: half of 32 x 384", 12, 64, tuple(range(30, 384, 11))),
+    Case("minilm 1x128", "MiniLM-L6", 12, 32, (128,)),
+    Case("minilm 32x128", "MiniLM-L6", 12, 32, (128,) * 32),
+    Case("minilm 32x384", "MiniLM-L6", 12, 32, (384,) * 32),
+    Case("one long", "512 tokens among short questions", 12, 64, (24,) * 31 + (512,)),
+]
+
+
+def inputs(case: Case, rng: np.random.Generator, dtype) -> dict[str, np.ndarray]:
+    """qkv in dtype and cu_seqlens or padding_mask int32; scores spread far enough for a softmax with clear winners."""
+    width = 3 * case.heads * case.head_size
+    if case.padded_to:
+        mask = np.zeros((len(case.lengths), case.padded_to), np.int32)
+        for row, length in enumerate(case.lengths):
+            mask[row, :length] = 1
+        if case.holes:
+            mask[:, ::3] = 0
+            mask[0, 8:140] = 0
+        shape, where = mask.shape, {"padding_mask": mask}
+    else:
+        offsets = np.concatenate([[0], np.cumsum(case.lengths)]).astype(np.int32)
+        shape, where = (int(offsets[-1]) + case.tail,), {"cu_seqlens": offsets}
+    return {"qkv": (1.5 * rng.standard_normal((*shape, width))).astype(dtype), **where}
