@@ -1,0 +1,160 @@
+"""Triton source to machine code, ahead of time: on any Linux machine, for any GPU, without a GPU and without torch.
+
+    variant = gelu.kernel.variants({"x": (4, 312)}, "float16", approximate="none")[0]
+    kernel = compile_kernel(variant, arch=90)      # plugins.kernels.Kernel: cubin and how to call it
+
+A compilation takes 0.1 to 1 s and is kept in ~/.cache/retort/kernels (or $RETORT_CACHE/kernels) under a hash of what it
+depends on: the kernel's source file, the variant, Triton's version and the architecture. So a kernel.py is
+self-contained: it may not call Triton functions of another file.
+"""
+
+import functools
+import hashlib
+import importlib
+import importlib.util
+import json
+import os
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from configs.errors import UserError
+from plugins import ARCHITECTURES, PLUGINS
+from plugins.kernels import Kernel, KernelSet, write
+
+SHORT = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "int32": "i32"}  # Triton's names of our dtypes
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What of a model decides which kernels its engine needs."""
+
+    hidden: int  # H
+    heads: int  # N
+    head_size: int  # D as the graph has it: padded to a multiple of 8
+    ffn: int  # I
+    layout: str  # packed | padded
+    gelu: str  # none (erf) | tanh, as the op's attribute `approximate`
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One specialisation of a Triton kernel: what is fixed at compile time, and how.
+
+    `name` begins with the plugin's folder and a dash: "skip_layer_norm-312-float16".
+    """
+
+    name: str
+    module: str  # plugins.gelu.kernel
+    function: str  # the @triton.jit function there
+    signature: Mapping[str, str]  # of the arguments a caller gives, in their order: {"x": "*fp16", "n": "i32"}
+    constants: Mapping[str, int | float | bool | str]  # its tl.constexpr arguments
+    aligned: tuple[str, ...] = ()  # pointers that are multiples of 16; a launch with another one is refused
+    num_warps: int = 4
+    num_stages: int = 2
+
+
+def needed(sizes: Sizes, dtype: str, names: Collection[str] = tuple(PLUGINS)) -> list[Variant]:
+    """The variants that an engine of this model in `dtype` ("float16" | "bfloat16") needs with the named plugins.
+
+    Each folder's kernel.py tells its own, by `needed(sizes, dtype)`; a folder without a kernel.py needs none.
+    """
+    found = []
+    for name in names:
+        if importlib.util.find_spec(f"plugins.{name}.kernel"):
+            found += importlib.import_module(f"plugins.{name}.kernel").needed(sizes, dtype)
+    return found
+
+
+def compile_set(variants: Collection[Variant], arch: int) -> KernelSet:
+    """All of them for one architecture."""
+    return KernelSet.of([compile_kernel(variant, arch) for variant in variants], where="the compiled set")
+
+
+def compile_kernel(variant: Variant, arch: int) -> Kernel:
+    """The kernel from the cache, or compiled. Raises UserError for an architecture that is not on our list."""
+    if arch not in ARCHITECTURES:
+        raise UserError(f"no kernels can be built for sm_{arch}; --arch takes {', '.join(map(str, ARCHITECTURES))}")
+    key = cache_key(variant, arch)
+    folder = cache_folder() / key[:2] / key
+    if (folder / "kernels").is_dir():
+        try:
+            return KernelSet(folder, arch)[variant.name]
+        except UserError:
+            pass  # damaged, or half written by a process that was killed: compile again
+    kernel = _compile(variant, arch)
+    write(folder, arch, [kernel])
+    return kernel
+
+
+def cache_folder() -> Path:
+    """Where compiled kernels are kept."""
+    return Path(os.environ.get("RETORT_CACHE") or Path.home() / ".cache" / "retort") / "kernels"
+
+
+def source_hash(variant: Variant) -> str:
+    """SHA-256 of the file with the variant's kernel."""
+    spec = importlib.util.find_spec(variant.module)
+    if spec is None or spec.origin is None:
+        raise ImportError(f"{variant.name}: there is no module {variant.module}")
+    return hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()
+
+
+def cache_key(variant: Variant, arch: int) -> str:
+    """A hash of everything the machine code depends on."""
+    about = asdict(variant) | {"source": source_hash(variant), "arch": arch, "triton": _triton_version()}
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+
+@functools.cache
+def _triton_version() -> str:
+    import triton
+
+    return triton.__version__
+
+
+def _compile(variant: Variant, arch: int) -> Kernel:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    function = getattr(importlib.import_module(variant.module), variant.function)
+    names = list(function.arg_names)
+    given = [name for name in names if name in variant.signature]
+    if given != list(variant.signature) or set(names) - set(given) != set(variant.constants):
+        raise ValueError(f"{variant.name}: {variant.function} takes {names}, the variant states another list")
+    source = ASTSource(
+        fn=function,
+        signature={name: variant.signature.get(name, "constexpr") for name in names},
+        constexprs={(names.index(name),): value for name, value in variant.constants.items()},
+        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in variant.aligned},
+    )
+    options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages}
+    with triton.knobs.compilation.scope():
+        triton.knobs.compilation.disable_line_info = True  # it holds this machine's paths
+        compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    meta = compiled.metadata
+    if meta.global_scratch_size or meta.profile_scratch_size or getattr(meta, "tensordesc_meta", None):
+        raise ValueError(f"{variant.name} needs scratch memory or tensor descriptors, which our launches do not give")
+    return Kernel(
+        name=variant.name,
+        cubin=compiled.asm["cubin"],
+        entry=meta.name,
+        shared=meta.shared,
+        num_warps=meta.num_warps,
+        signature=tuple(variant.signature.values()),
+        hidden=_parameters(compiled.asm["ptx"]) - len(given),
+        aligned=tuple(given.index(name) for name in variant.aligned),
+        constants=dict(variant.constants),
+        arch=arch,
+        source_hash=source_hash(variant),
+    )
+
+
+def _parameters(ptx: str) -> int:
+    """How many parameters the entry takes: ours, and the pointers Triton appends (2 in 3.6; null will do)."""
+    entry = re.search(r"\.entry\s+\S+?\(\s*(.*?)\)", ptx, re.DOTALL)
+    if not entry:
+        raise ValueError("Triton's PTX has no entry")
+    return entry.group(1).count(".param")

@@ -1,0 +1,45 @@
+"""GELU: reference, ONNX function, kernel and engine say the same."""
+
+import numpy as np
+import pytest
+
+from plugins import legs, one_node, tensorrt_flavour
+from plugins.gelu.cases import CASES
+
+ALL = [(case, dtype) for case in CASES for dtype in ("float16", "bfloat16")]
+ids = [f"{case.name}-{dtype}" for case, dtype in ALL]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_the_function_is_the_reference(case, dtype):
+    given = legs.inputs("gelu", case, dtype)
+    exact, plain = legs.exact("gelu", case, given), legs.plain("gelu", case, given, dtype)
+    legs.assert_right(legs.onnxruntime("gelu", case, given, dtype), exact, plain, dtype)
+
+
+@pytest.fixture(scope="module")
+def kernel_results():
+    tasks = [(case, legs.inputs("gelu", case, dtype), dtype) for case, dtype in ALL]
+    return dict(zip(ids, legs.interpreted("gelu", tasks), strict=True))
+
+
+@pytest.mark.parametrize(("case", "dtype"), ALL, ids=ids)
+def test_the_kernel_is_the_reference(case, dtype, kernel_results):
+    given = legs.inputs("gelu", case, dtype)
+    exact, plain = legs.exact("gelu", case, given), legs.plain("gelu", case, given, dtype)
+    legs.assert_right(kernel_results[f"{case.name}-{dtype}"], exact, plain, dtype)
+
+
+def test_the_two_forms_differ_by_what_is_known():
+    x = np.linspace(-6, 6, 2001)
+    gap = np.abs(legs.part("gelu", "reference").gelu(x) - legs.part("gelu", "reference").gelu(x, approximate="tanh"))
+    assert 4e-4 < gap.max() < 5e-4
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_tensorrt_takes_the_plugin_only_where_it_is_registered(dtype):
+    trt = tensorrt_flavour.load("tensorrt_rtx")
+    odd = next(case for case in CASES if case.name == "odd")
+    assert one_node.build(trt, "gelu", odd, dtype, names=["gelu"])[1] == 1
+    assert one_node.build(trt, "gelu", odd, dtype, names=[])[1] == 0

@@ -1,0 +1,143 @@
+"""Compiled kernels on the GPU: load the machine code, pack the arguments once, launch in microseconds.
+
+    launch = Launch("gelu-none-float16", grid=(30,), arguments=("x", 30720, "y"))   # a plugin says it
+    ready = Prepared(kernels, launch, names=("x", "y"))                               # loaded and packed
+    ready(stream, [x_pointer, y_pointer])                                             # as often as wanted
+
+A call may be captured into a CUDA graph: what could disturb a capture (loading code, asking for shared memory) happens
+in Prepared. Only cuda-bindings is needed: no Triton, no torch.
+"""
+
+import ctypes
+import hashlib
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from plugins.kernels import Kernel
+
+PLAIN_SHARED = 48 << 10  # bytes of dynamic shared memory that a kernel may use without asking
+SCALARS = {"i32": ctypes.c_int32, "i64": ctypes.c_int64, "fp32": ctypes.c_float}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch as a plugin wants it: the kernel, the grid (up to 3 axes) and the arguments in the kernel's order.
+
+    An argument that is a text is the tensor of that name, a number is itself.
+    """
+
+    kernel: str
+    grid: tuple[int, ...]
+    arguments: tuple[str | int | float, ...]
+
+
+class CudaError(RuntimeError):
+    """A call of the CUDA driver failed; the message has CUDA's name of the error and what was attempted."""
+
+
+def driver() -> Any:
+    """cuda-bindings' driver module, imported when a GPU is first needed."""
+    from cuda.bindings import driver
+
+    return driver
+
+
+def check(result: tuple, doing: str) -> Any:
+    """The value of a driver call `(error, value...)`, or CudaError saying what it was doing."""
+    error, *values = result
+    if int(error):
+        raise CudaError(f"{doing}: {getattr(error, 'name', error)}")
+    return values[0] if len(values) == 1 else tuple(values)
+
+
+def architecture() -> int:
+    """Compute capability x 10 of the current GPU (of GPU 0 where no context is current): 90 for an H100."""
+    cuda = driver()
+    check(cuda.cuInit(0), "starting CUDA")
+    error, device = cuda.cuCtxGetDevice()
+    if int(error):
+        device = check(cuda.cuDeviceGet(0), "finding a GPU")
+    attribute = cuda.CUdevice_attribute
+    major, minor = (
+        check(cuda.cuDeviceGetAttribute(getattr(attribute, name), device), "asking for the compute capability")
+        for name in (
+            "CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR",
+            "CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR",
+        )
+    )
+    return 10 * major + minor
+
+
+_lock = threading.Lock()
+_libraries: dict[str, Any] = {}  # by hash of the cubin; a library holds for all contexts and is never unloaded
+_functions: dict[tuple[int, str], Any] = {}  # by context and hash: the code as loaded on that context's GPU
+
+
+def load(kernel: Kernel) -> Any:
+    """The kernel's CUfunction in the current context, loaded the first time. Not for use inside a capture."""
+    cuda = driver()
+    context = int(check(cuda.cuCtxGetCurrent(), "asking for the CUDA context"))
+    digest = hashlib.sha256(kernel.cubin).hexdigest()
+    with _lock:
+        if (context, digest) in _functions:
+            return _functions[context, digest]
+        doing = f"loading kernel {kernel.name} for sm_{kernel.arch}"
+        if digest not in _libraries:
+            _libraries[digest] = check(cuda.cuLibraryLoadData(kernel.cubin, [], [], 0, [], [], 0), doing)
+        handle = check(cuda.cuLibraryGetKernel(_libraries[digest], kernel.entry.encode()), doing)
+        # Loading is lazy by default and would otherwise happen at the first launch, perhaps within a capture.
+        function = check(cuda.cuKernelGetFunction(handle), doing)
+        if kernel.shared > PLAIN_SHARED:
+            wanted = cuda.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            check(cuda.cuFuncSetAttribute(function, wanted, kernel.shared), f"{doing}, {kernel.shared} bytes shared")
+        _functions[context, digest] = function
+        return function
+
+
+class Prepared:
+    """A launch ready to go: code loaded, arguments packed; a call only fills in addresses.
+
+    names: the tensors whose addresses a call gives, in that order. A grid with a zero axis launches nothing.
+    """
+
+    def __init__(self, kernels: Mapping[str, Kernel], launch: Launch, names: Sequence[str]) -> None:
+        kernel = kernels[launch.kernel]
+        if len(launch.arguments) != len(kernel.signature):
+            raise ValueError(f"{kernel.name} takes {len(kernel.signature)} arguments, not {launch.arguments}")
+        self._values: list[Any] = []  # ctypes values, which the packed array points to
+        self._slots: list[tuple[Any, int, bool]] = []  # (value to fill, index in names, must be a multiple of 16)
+        for place, (kind, argument) in enumerate(zip(kernel.signature, launch.arguments, strict=True)):
+            if isinstance(argument, str) != (kind[0] == "*"):
+                raise ValueError(f"{kernel.name}: argument {place} is a {kind}, not {argument!r}")
+            if isinstance(argument, str):
+                self._values.append(value := ctypes.c_void_p())
+                self._slots.append((value, names.index(argument), place in kernel.aligned))
+            else:
+                if kind != "fp32" and not -(2 ** (int(kind[1:]) - 1)) <= argument < 2 ** (int(kind[1:]) - 1):
+                    raise ValueError(f"{kernel.name}: {argument} does not fit argument {place}, an {kind}")
+                self._values.append(SCALARS[kind](argument))
+        self._values += [ctypes.c_void_p() for _ in range(kernel.hidden)]
+        self._packed = (ctypes.c_void_p * len(self._values))(*map(ctypes.addressof, self._values))
+        self._address = ctypes.addressof(self._packed)
+        self._name, self._shared, self._threads = kernel.name, kernel.shared, 32 * kernel.num_warps
+        self._grid = tuple(launch.grid) + (1,) * (3 - len(launch.grid))
+        self._function = load(kernel) if all(self._grid) else None
+        self._launch = driver().cuLaunchKernel if all(self._grid) else None
+
+    def __call__(self, stream: int, addresses: Sequence[int]) -> None:
+        """Launch on a stream (its handle as a number). The driver copies the arguments before it returns."""
+        if self._launch is None:
+            return
+        for value, index, aligned in self._slots:
+            address = addresses[index]
+            if aligned and address & 15:
+                raise ValueError(f"{self._name}: tensor {index} is at {address:#x}, not a multiple of 16")
+            value.value = address
+        x, y, z = self._grid
+        (error,) = self._launch(
+            self._function, x, y, z, self._threads, 1, 1, self._shared, stream, self._address, 0
+        )  # fmt: skip
+        if error:
+            raise CudaError(f"launching {self._name} on a grid of {self._grid}: {error.name}")

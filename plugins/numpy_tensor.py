@@ -1,0 +1,171 @@
+"""Kernels on a CPU, without torch: Triton's interpreter runs them over numpy arrays, in a process of its own.
+
+    results = run_interpreted([Job(launches, variants, {"x": x, "y": np.empty_like(x)})])   # y as the kernel left it
+
+Triton decides at import whether `@triton.jit` compiles or interprets, so the interpreter needs a process of its own;
+that takes a second to start, so all cases of an operator go into one call. Every tensor stands between two guards: a
+kernel that writes past an end is an error, and what it reads there is NaN. Needs numpy below 2.4, for Triton 3.6.
+"""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from plugins.compile import SHORT, Variant
+from plugins.launch import Launch
+
+GUARD = 256  # bytes before and after each tensor; a multiple of 16, so that tensors stay aligned
+
+
+@dataclass(frozen=True)
+class Job:
+    """Launches one after the other over the same tensors; outputs are among them, their content is overwritten."""
+
+    launches: Sequence[Launch]
+    variants: Mapping[str, Variant]
+    tensors: Mapping[str, np.ndarray]
+
+
+def run_interpreted(jobs: Sequence[Job]) -> list[dict[str, np.ndarray]]:
+    """Run all jobs in one fresh process; gives every job's tensors as they are afterwards.
+
+    Raises RuntimeError with the interpreter's words when a kernel fails or writes outside of its tensors.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        about, arrays = [], {}
+        for index, job in enumerate(jobs):
+            for name, tensor in job.tensors.items():
+                arrays[f"{index}/{name}"] = np.ascontiguousarray(tensor).view(_stored(tensor.dtype))
+            launches = []
+            for launch in job.launches:
+                variant = job.variants[launch.kernel]
+                launches.append({
+                    "module": variant.module, "function": variant.function, "constants": dict(variant.constants),
+                    "grid": launch.grid, "arguments": launch.arguments, "signature": list(variant.signature),
+                })  # fmt: skip
+            about.append({"launches": launches, "dtypes": {name: t.dtype.name for name, t in job.tensors.items()}})
+        np.savez(Path(folder) / "before.npz", **arrays)
+        Path(folder, "jobs.json").write_text(json.dumps(about), encoding="utf-8")
+        environment = os.environ | {"TRITON_INTERPRET": "1"}
+        done = subprocess.run(
+            [sys.executable, "-m", "plugins.numpy_tensor", folder],
+            env=environment, cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if done.returncode:
+            raise RuntimeError(f"Triton's interpreter failed:\n{done.stderr[-3000:]}")
+        with np.load(Path(folder) / "after.npz") as after:
+            return [
+                {name: after[f"{index}/{name}"].view(tensor.dtype) for name, tensor in job.tensors.items()}
+                for index, job in enumerate(jobs)
+            ]
+
+
+class NumpyTensor:
+    """The few methods of a torch tensor that the interpreter calls, over a numpy array."""
+
+    def __init__(self, array: np.ndarray | None) -> None:
+        self.array: Any = array
+
+    dtype = property(lambda self: SHORT[self.array.dtype.name])
+    shape = property(lambda self: self.array.shape)
+    device = "cpu"
+
+    def data_ptr(self) -> int:
+        return self.array.ctypes.data
+
+    # The interpreter copies a tensor's storage to the CPU and back. Ours is there: a storage is the tensor itself.
+    def untyped_storage(self) -> "NumpyTensor":
+        return self
+
+    def cpu(self) -> "NumpyTensor":
+        return self
+
+    def copy_(self, other: "NumpyTensor") -> None:
+        assert other.array is self.array
+
+    def new_empty(self, *_: Any, **__: Any) -> "NumpyTensor":
+        return NumpyTensor(None)
+
+    def set_(self, storage: "NumpyTensor", *_: Any) -> None:
+        self.array = storage.array
+
+    def storage_offset(self) -> int:
+        return 0
+
+    def size(self) -> tuple[int, ...]:
+        return self.array.shape
+
+    def stride(self, axis: int | None = None) -> Any:
+        steps = tuple(step // self.array.itemsize for step in self.array.strides)
+        return steps if axis is None else steps[axis]
+
+
+def _stored(dtype: np.dtype) -> Any:
+    """bfloat16 travels as uint16: numpy's file format does not know it."""
+    return np.uint16 if dtype == ml_dtypes.bfloat16 else dtype
+
+
+def _guarded(tensor: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(a copy of the tensor, the buffer it stands in): guards on both sides have all bits set, a NaN or -1."""
+    buffer = np.full(2 * GUARD + tensor.nbytes + 16, 0xFF, np.uint8)
+    start = GUARD + -(buffer.ctypes.data + GUARD) % 16
+    inner = buffer[start : start + tensor.nbytes].view(tensor.dtype).reshape(tensor.shape)
+    inner[...] = tensor
+    return inner, buffer
+
+
+def _mend_bfloat16() -> None:
+    """Let ml_dtypes round to bfloat16: the interpreter of Triton 3.6 turns 1.999 into 1 instead of 2.
+
+    (It ORs a mantissa that overflowed into the exponent where it should add it.)
+    """
+    from triton.runtime import interpreter
+
+    known = {("fp32", "bf16"): (np.float32, ml_dtypes.bfloat16), ("bf16", "fp32"): (ml_dtypes.bfloat16, np.float32)}
+    original: Any = interpreter._convert_float
+
+    def convert(data: np.ndarray, source: Any, target: Any, rounding: Any) -> np.ndarray:
+        if (pair := known.get((str(source), str(target)))) is None:
+            return original(data, source, target, rounding)
+        bits = np.uint16 if target.primitive_bitwidth == 16 else np.uint32
+        return np.ascontiguousarray(data).view(pair[0]).astype(pair[1]).view(bits)
+
+    interpreter._convert_float = convert
+
+
+def _main(folder: Path) -> None:
+    _mend_bfloat16()
+    jobs = json.loads((folder / "jobs.json").read_text(encoding="utf-8"))
+    after = {}
+    with np.load(folder / "before.npz") as before:
+        for index, job in enumerate(jobs):
+            tensors, buffers = {}, {}
+            for name, dtype in job["dtypes"].items():
+                tensors[name], buffers[name] = _guarded(before[f"{index}/{name}"].view(np.dtype(dtype)))
+            for launch in job["launches"]:
+                function = getattr(importlib.import_module(launch["module"]), launch["function"])
+                given = [NumpyTensor(tensors[a]) if isinstance(a, str) else a for a in launch["arguments"]]
+                if all(launch["grid"]):
+                    arguments = dict(zip(launch["signature"], given, strict=True))
+                    function[tuple(launch["grid"])](**arguments, **launch["constants"])
+            for name, tensor in tensors.items():
+                after[f"{index}/{name}"] = tensor.view(_stored(tensor.dtype))
+                inside = tensor.ctypes.data - buffers[name].ctypes.data
+                outside = np.delete(buffers[name], slice(inside, inside + tensor.nbytes))
+                if (outside != 0xFF).any():
+                    raise IndexError(f"job {index}: {launch['function']} wrote outside of tensor {name!r}")
+    np.savez(folder / "after.npz", **after)
+
+
+if __name__ == "__main__":
+    _main(Path(sys.argv[1]))

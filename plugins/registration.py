@@ -1,0 +1,268 @@
+"""A plugin as we write it becomes a plugin as TensorRT wants it, registered under its name while a block lasts.
+
+    with registered(trt, ["gelu"]):                           # building: no kernels, no GPU
+        parser.parse(model); plan = builder.build_serialized_network(network, config)
+    with registered(trt, ["gelu"], KernelSet(folder)):        # running: the instances in the engine keep these kernels
+        engine = runtime.deserialize_cuda_engine(plan)
+
+A plugin.py subclasses `Plugin` and says what the operator takes, gives and launches; it knows nothing of TensorRT's
+classes. Those are made here, once per TensorRT module: IPluginV3 with its three capabilities, and a creator. What a
+plan keeps of a plugin are its attributes. Kernels come from the engine folder each time a plan is opened, so two
+engines with different kernels live side by side: each instance holds the set that was registered when it was opened.
+"""
+
+import contextlib
+import functools
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from plugins import DOMAIN, VERSION, ops_of, plugin
+from plugins.kernels import KernelSet
+from plugins.launch import Launch, Prepared, load
+
+Run = Callable[[int, Sequence[int], int], None]  # (stream, addresses of inputs then outputs, workspace address)
+REMEMBERED = 64  # shapes whose launches stay packed, per instance
+ACTIVATIONS = ("float16", "bfloat16")  # what "A" may be
+
+
+class Plugin:
+    """What an operator is. Subclasses set the four class attributes and write `output_shape` and `launches`.
+
+    op          the operator's name; its folder's, except for a folder's second operator
+    attributes  the node's attributes with their defaults, whose types (str, int, float) are the attributes' types
+    inputs      names and dtypes in order: "A" for the activations' (float16 or bfloat16), "float32", "int32"
+    output      dtype of the one output, called "y"
+    """
+
+    op: ClassVar[str]
+    attributes: ClassVar[Mapping[str, str | int | float]] = {}
+    inputs: ClassVar[Mapping[str, str]]
+    output: ClassVar[str] = "A"
+
+    def __init__(self, values: Mapping[str, Any] | None = None, kernels: KernelSet | None = None) -> None:
+        """values: the node's attributes. Raises ValueError for one that the operator does not have."""
+        if unknown := set(values or ()) - set(self.attributes):
+            raise ValueError(f"{self.op} has no attribute {', '.join(sorted(unknown))}")
+        self.values: dict[str, Any] = dict(self.attributes) | dict(values or {})
+        self.kernels = kernels
+
+    def output_shape(self, shapes: Mapping[str, Sequence[Any]]) -> Sequence[Any]:
+        """Shape of y from the inputs' shapes; axes may be unknown yet: they add, multiply and floor-divide."""
+        raise NotImplementedError
+
+    def launches(self, shapes: Mapping[str, tuple[int, ...]], dtype: str, kernels: Mapping[str, Any]) -> list[Launch]:
+        """What to launch for known shapes of inputs and "y". kernels[name].constants are those compiled in."""
+        raise NotImplementedError
+
+    def workspace(self, shapes: Mapping[str, tuple[int, ...]], dtype: str) -> int:
+        """Bytes of scratch memory that a run with shapes up to these needs; `launches` may name it "workspace"."""
+        return 0
+
+    def load(self) -> None:
+        """Bring onto the GPU what must not be loaded within a capture; called with a context current."""
+        for kernel in self.kernels.of_plugin(self.op) if self.kernels is not None else ():
+            load(kernel)
+
+    def prepare(self, shapes: Mapping[str, tuple[int, ...]], dtype: str) -> Run:
+        """A call that runs the operator for these shapes. Overridden by an operator that launches no kernel of ours."""
+        if self.kernels is None:
+            raise ValueError(f"{self.op} was registered without kernels, which is for building, not for running")
+        names = [*self.inputs, "y", "workspace"]
+        ready = [Prepared(self.kernels, launch, names) for launch in self.launches(shapes, dtype, self.kernels)]
+
+        def run(stream: int, addresses: Sequence[int], workspace: int) -> None:
+            for launch in ready:
+                launch(stream, [*addresses, workspace])
+
+        return run
+
+
+# Registering is for the process; one at a time, for as long as a plan is built or opened.
+_registering = threading.RLock()
+_creators: dict[tuple[int, str], Any] = {}  # by module and op: TensorRT keeps a pointer only
+
+
+@contextlib.contextmanager
+def registered(trt: Any, names: Collection[str], kernels: KernelSet | None = None) -> Iterator[None]:
+    """The named plugins (folders) are registered inside the block, alone, and no longer after it."""
+    with _registering:
+        register(trt, names, kernels)
+        try:
+            yield
+        finally:
+            unregister(trt, names)
+
+
+def register(trt: Any, names: Collection[str], kernels: KernelSet | None = None) -> None:
+    """Register the named plugins' operators in namespace "retort", in place of those registered before.
+
+    Instances made before keep the kernels they have; a plan opened from now on gets these. Prefer `registered`.
+    """
+    with _registering:
+        unregister(trt, names)
+        registry = trt.get_plugin_registry()
+        for op in ops_of(tuple(names)):
+            creator = _creator_class(trt, plugin(op))(kernels)
+            if not registry.register_creator(creator, DOMAIN):
+                raise RuntimeError(f"TensorRT has another plugin {DOMAIN}::{op} version {VERSION} already")
+            _creators[id(trt), op] = creator
+
+
+def unregister(trt: Any, names: Collection[str]) -> None:
+    """Take the named plugins' operators out of the registry; without effect on those that aren't in it."""
+    with _registering:
+        for op in ops_of(tuple(names)):
+            if (creator := _creators.pop((id(trt), op), None)) is not None:
+                trt.get_plugin_registry().deregister_creator(creator)
+
+
+class _Axis:
+    """An axis whose length is not known while building; arithmetic on it makes expressions for TensorRT."""
+
+    def __init__(self, trt: Any, builder: Any, expression: Any) -> None:
+        self._trt, self._builder, self.expression = trt, builder, expression
+
+    def _with(self, operation: str, other: "int | _Axis") -> "_Axis":
+        right = other.expression if isinstance(other, _Axis) else self._builder.constant(other)
+        kind = getattr(self._trt.DimensionOperation, operation)
+        return _Axis(self._trt, self._builder, self._builder.operation(kind, self.expression, right))
+
+    def __add__(self, other: "int | _Axis") -> "_Axis":
+        return self._with("SUM", other)
+
+    def __mul__(self, other: "int | _Axis") -> "_Axis":
+        return self._with("PROD", other)
+
+    def __floordiv__(self, other: "int | _Axis") -> "_Axis":
+        return self._with("FLOOR_DIV", other)
+
+
+@functools.cache
+def _dtype_names(trt: Any) -> dict[Any, str]:
+    types = trt.DataType
+    return {types.HALF: "float16", types.BF16: "bfloat16", types.FLOAT: "float32", types.INT32: "int32"}
+
+
+def _field(trt: Any, name: str, value: str | int | float) -> Any:
+    """An attribute as TensorRT keeps it in a plan."""
+    kind = trt.PluginFieldType
+    if isinstance(value, str):
+        return trt.PluginField(name, np.frombuffer(value.encode(), np.int8), kind.CHAR)
+    if isinstance(value, int):
+        return trt.PluginField(name, np.array([value], np.int32), kind.INT32)
+    return trt.PluginField(name, np.array([value], np.float32), kind.FLOAT32)
+
+
+def _value(field: Any, default: str | int | float) -> str | int | float:
+    """The attribute's value from a field, in its default's type. Texts arrive with a zero at their end."""
+    data = np.asarray(field.data)
+    if isinstance(default, str):
+        return data.astype(np.int8).tobytes().rstrip(b"\0").decode()
+    return type(default)(data.reshape(-1)[0])
+
+
+@functools.cache
+def _creator_class(trt: Any, kind: type[Plugin]) -> type:
+    bound = _bound_class(trt, kind)
+
+    class Creator(trt.IPluginCreatorV3One):
+        def __init__(self, kernels: KernelSet | None) -> None:
+            trt.IPluginCreatorV3One.__init__(self)
+            self.name, self.plugin_version, self.plugin_namespace = kind.op, str(VERSION), DOMAIN
+            self.field_names = trt.PluginFieldCollection([_field(trt, *item) for item in kind.attributes.items()])
+            self.kernels = kernels
+
+        def create_plugin(self, name: str, fields: Any, phase: Any) -> Any:
+            given = {field.name: field for field in fields}
+            values = {key: _value(given[key], usual) for key, usual in kind.attributes.items() if key in given}
+            return bound(kind(values, self.kernels))
+
+    return Creator
+
+
+@functools.cache
+def _bound_class(trt: Any, kind: type[Plugin]) -> type:
+    dtype_of = _dtype_names(trt)
+    bases = (trt.IPluginV3, trt.IPluginV3OneCore, trt.IPluginV3OneBuild, trt.IPluginV3OneRuntime)
+    wanted = [*kind.inputs.values(), kind.output]
+    first = wanted.index("A")  # the tensor whose dtype is the activations'
+
+    class Bound(*bases):  # type: ignore[misc]
+        """TensorRT's side of a plugin. TensorRT turns an exception in here into an error in its log."""
+
+        def __init__(self, plugin: Plugin) -> None:
+            for base in bases:
+                base.__init__(self)
+            self.plugin = plugin
+            self.num_outputs = 1
+            self.plugin_name, self.plugin_version, self.plugin_namespace = kind.op, str(VERSION), DOMAIN
+            self.ready: dict[tuple, Run] = {}
+            self.run: Run | None = None
+
+        def get_capability_interface(self, _: Any) -> Any:
+            return self
+
+        def clone(self) -> Any:
+            return Bound(kind(self.plugin.values, self.plugin.kernels))
+
+        def get_fields_to_serialize(self) -> Any:
+            return trt.PluginFieldCollection([_field(trt, *item) for item in self.plugin.values.items()])
+
+        # Building: types and shapes.
+        def get_output_data_types(self, types: Any) -> list:
+            return [types[first] if kind.output == "A" else next(t for t, n in dtype_of.items() if n == kind.output)]
+
+        def get_output_shapes(self, inputs: Any, _: Any, builder: Any) -> list:
+            axes = [[_Axis(trt, builder, shape[i]) for i in range(len(shape))] for shape in inputs]
+            shape = self.plugin.output_shape(dict(zip(kind.inputs, axes, strict=True)))
+            dims = trt.DimsExprs(len(shape))
+            for i, axis in enumerate(shape):
+                dims[i] = axis.expression if isinstance(axis, _Axis) else builder.constant(axis)
+            return [dims]
+
+        def supports_format_combination(self, at: int, tensors: Any, _: int) -> bool:
+            desc = tensors[at].desc
+            name = dtype_of.get(desc.type)
+            fits = name == wanted[at] if wanted[at] != "A" else name in ACTIVATIONS
+            same = wanted[at] != "A" or at <= first or desc.type == tensors[first].desc.type
+            return desc.format == trt.TensorFormat.LINEAR and fits and same
+
+        def configure_plugin(self, inputs: Any, outputs: Any) -> None:
+            pass
+
+        def get_workspace_size(self, inputs: Any, outputs: Any) -> int:
+            largest = [tuple(tensor.max) for tensor in [*inputs, *outputs]]
+            dtype = dtype_of[[*inputs, *outputs][first].desc.type]
+            return self.plugin.workspace(dict(zip([*kind.inputs, "y"], largest, strict=True)), dtype)
+
+        def get_valid_tactics(self) -> list:
+            return []
+
+        def set_tactic(self, _: int) -> None:
+            pass
+
+        # Running: load, pack when shapes change, launch.
+        def attach_to_context(self, _: Any) -> Any:
+            copy = self.clone()
+            copy.plugin.load()
+            return copy
+
+        def on_shape_change(self, inputs: Any, outputs: Any) -> None:
+            tensors = [*inputs, *outputs]
+            shapes = tuple(tuple(tensor.dims) for tensor in tensors)
+            dtype = dtype_of[tensors[first].type]
+            if (shapes, dtype) not in self.ready:
+                if len(self.ready) >= REMEMBERED:
+                    self.ready.pop(next(iter(self.ready)))
+                named = dict(zip([*kind.inputs, "y"], shapes, strict=True))
+                self.ready[shapes, dtype] = self.plugin.prepare(named, dtype)
+            self.run = self.ready[shapes, dtype]
+
+        def enqueue(self, _: Any, __: Any, inputs: Any, outputs: Any, workspace: int, stream: int) -> None:
+            assert self.run is not None, "TensorRT always tells the shapes first"
+            self.run(stream, [*inputs, *outputs], workspace)
+
+    return Bound

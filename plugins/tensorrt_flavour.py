@@ -1,0 +1,140 @@
+"""TensorRT by either of its names: `tensorrt` for data-centre GPUs, `tensorrt_rtx` for RTX GPUs, built with anywhere.
+
+    trt = load("tensorrt_rtx")      # the module; both have the same classes
+
+TensorRT-RTX's ONNX parser opens "libtensorrt_rtx.so" when it meets a plugin node, but the wheel has only
+"libtensorrt_rtx.so.1", and the parser answers by abort(), which no Python can catch. So a folder of links is put into
+the cache, the short name among them, and the parser is loaded from there: it looks beside itself first.
+"""
+
+import ctypes
+import functools
+import importlib
+import importlib.util
+import os
+import threading
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from configs.errors import UserError
+
+TARGETS = ("tensorrt", "tensorrt_rtx")
+MODULES = {"tensorrt": ("tensorrt",), "tensorrt_rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
+LIBRARIES = ("libtensorrt_rtx.so.1", "libtensorrt_onnxparser_rtx.so.1")
+OPENED_BY_PARSER = "libtensorrt_rtx.so"
+INSTALL = {
+    "tensorrt": "it comes from NVIDIA's own index: pip install tensorrt --extra-index-url https://pypi.nvidia.com",
+    "tensorrt_rtx": "pip install tensorrt-rtx-cu13==1.7.1.*",
+}
+# What one flavour or version has and another lacks, and an attribute of the module that gives it away.
+FEATURES = {
+    "refit": "Refitter",
+    "version_compatible": "BuilderFlag.VERSION_COMPATIBLE",
+    "weight_streaming": "BuilderFlag.WEIGHT_STREAMING",
+    "runtime_cache": "IRuntimeCache",
+}
+
+
+@functools.cache
+def load(target: str) -> ModuleType:
+    """The module of a flavour ("tensorrt" | "tensorrt_rtx"), ready to parse plugin nodes.
+
+    Raises UserError when it is not installed, or its parser would abort the process.
+    """
+    if target not in TARGETS:
+        raise UserError(f"there is no TensorRT called {target!r}; --target takes {' or '.join(TARGETS)}")
+    name = next((name for name in MODULES[target] if importlib.util.find_spec(name)), None)
+    if name is None:
+        raise UserError(f"{target} is not installed; {INSTALL[target]}")
+    if target == "tensorrt_rtx":
+        _preload_parser()
+    try:
+        module = importlib.import_module(name)
+    except (ImportError, OSError) as error:
+        raise UserError(f"{name} is installed but does not load ({error}); {INSTALL[target]}") from error
+    if target == "tensorrt_rtx":
+        _check_short_name()
+    return module
+
+
+def version(trt: Any) -> str:
+    """The version of the library that builds and runs plans, which may differ from the wheel's: "1.7.1.116"."""
+    return str(trt.__version__)
+
+
+def has(trt: Any, feature: str) -> bool:
+    """Whether this TensorRT has "refit", "version_compatible", "weight_streaming" or "runtime_cache"."""
+    found = trt
+    for part in FEATURES[feature].split("."):
+        found = getattr(found, part, None)
+    return found is not None
+
+
+def logger(trt: Any, *, verbose: bool = False) -> Any:
+    """A TensorRT logger that remembers errors for our messages (`.errors`) and prints nothing else."""
+
+    class Remembering(trt.ILogger):
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+            self.warnings: list[str] = []
+            self._lock = threading.Lock()
+
+        def log(self, severity: Any, message: str) -> None:
+            with self._lock:
+                if severity <= trt.ILogger.Severity.ERROR:
+                    self.errors.append(message)
+                elif severity == trt.ILogger.Severity.WARNING:
+                    self.warnings.append(message)
+            if verbose:
+                print(f"[{severity.name}] {message}", flush=True)
+
+    return Remembering()
+
+
+def _preload_parser() -> None:
+    """Load TensorRT-RTX's libraries through links in the cache, among them the name that the parser opens.
+
+    The wheel's own folder may be read-only and shared, so nothing is written there. Without the libraries' wheel they
+    come from LD_LIBRARY_PATH, and the link must be there already: `_check_short_name` sees to that.
+    """
+    spec = importlib.util.find_spec("tensorrt_rtx_libs")
+    places = [Path(place) for place in (spec.submodule_search_locations or ())] if spec else []
+    place = next((place for place in places if (place / LIBRARIES[0]).is_file()), None)
+    if place is None or (place / OPENED_BY_PARSER).exists():
+        return
+    links = cache_folder() / str(place.resolve()).strip("/").replace("/", "_")
+    links.mkdir(parents=True, exist_ok=True)
+    for link, target in [(name, name) for name in LIBRARIES] + [(OPENED_BY_PARSER, LIBRARIES[0])]:
+        if not (links / link).exists():
+            scratch = links / f"{link}.{os.getpid()}.{threading.get_ident()}"
+            scratch.symlink_to(place / target)
+            scratch.replace(links / link)  # at once, so that a process beside this one never sees half of it
+    for name in LIBRARIES:
+        ctypes.CDLL(str(links / name))  # libraries loaded later by these names are these
+
+
+def cache_folder() -> Path:
+    """Where the links are kept."""
+    return Path(os.environ.get("RETORT_CACHE") or Path.home() / ".cache" / "retort") / "libraries"
+
+
+def _check_short_name() -> None:
+    """An error now instead of an abort later: would the parser find the name it opens?"""
+    mapped = {
+        line.split(maxsplit=5)[5].strip()
+        for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
+        if LIBRARIES[1] in line
+    }
+    beside = [Path(path).parent / OPENED_BY_PARSER for path in mapped]
+    links = cache_folder().glob(f"*/{OPENED_BY_PARSER}")
+    if any(path.exists() for path in [*beside, *links]):
+        return
+    try:
+        ctypes.CDLL(OPENED_BY_PARSER)
+    except OSError as error:
+        raise UserError(
+            f"TensorRT-RTX's ONNX parser would abort: it opens {OPENED_BY_PARSER}, which is nowhere to be found; "
+            f"make a link of that name beside {LIBRARIES[0]} ({', '.join(sorted(mapped)) or 'not loaded'})"
+        ) from error
