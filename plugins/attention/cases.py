@@ -16,7 +16,7 @@ class Case:
     lengths: tuple[int, ...]  # real tokens of each sequence
     tail: int = 0  # packed: tokens after the last sequence
     padded_to: int = 0  # S
-    holes: bool = False  # padded: every third token of a sequence cannot be seen, either
+    holes: bool = False  # padded: every third token is dark, and a whole block of the first row
 
     @property
     def layout(self) -> str:
@@ -44,10 +44,10 @@ CASES = [
     Case("head 128", "the largest", 1, 128, (66,)),
     Case("padded", "lengths of all kinds, one row full", 2, 32, (70, 1, 64, 33), padded_to=70),
     Case("padded, nothing seen", "a row of padding alone", 1, 16, (0, 9), padded_to=20),
-    Case("padded, holes", "a mask need not be a prefix; a whole block of it may be dark", 2, 16, (150, 3, 90), 0, 150, True),
+    Case("padded, holes", "a mask need not be a prefix", 2, 16, (150, 3, 90), padded_to=150, holes=True),
 ]  # fmt: skip
 
-BENCH = [
+BENCH_CASES = [
     Case("base 1x128", "BERT-base, one short question", 12, 64, (128,)),
     Case("base 8x128", "BERT-base", 12, 64, (128,) * 8),
     Case("base 32x128", "BERT-base", 12, 64, (128,) * 32),
@@ -62,7 +62,7 @@ BENCH = [
 
 
 def inputs(case: Case, rng: np.random.Generator, dtype) -> dict[str, np.ndarray]:
-    """qkv in dtype and cu_seqlens or padding_mask int32; scores spread far enough for a softmax with clear winners."""
+    """qkv in dtype, spread so that a softmax has clear winners, and `where` int32: cu_seqlens or padding_mask."""
     width = 3 * case.heads * case.head_size
     if case.padded_to:
         mask = np.zeros((len(case.lengths), case.padded_to), np.int32)
@@ -71,8 +71,8 @@ def inputs(case: Case, rng: np.random.Generator, dtype) -> dict[str, np.ndarray]
         if case.holes:
             mask[:, ::3] = 0
             mask[0, 8:140] = 0
-        shape, where = mask.shape, {"padding_mask": mask}
+        shape, where = mask.shape, mask
     else:
         offsets = np.concatenate([[0], np.cumsum(case.lengths)]).astype(np.int32)
-        shape, where = (int(offsets[-1]) + case.tail,), {"cu_seqlens": offsets}
-    return {"qkv": (1.5 * rng.standard_normal((*shape, width))).astype(dtype), **where}
+        shape, where = (int(offsets[-1]) + case.tail,), offsets
+    return {"qkv": (1.5 * rng.standard_normal((*shape, width))).astype(dtype), "where": where}

@@ -25,7 +25,7 @@ def build(dtype: int, *, layout: str = "packed") -> onnx.FunctionProto:
     if layout not in ("packed", "padded"):
         raise ValueError(f"layout is packed or padded, not {layout!r}")
     where = "cu_seqlens" if layout == "packed" else "padding_mask"
-    nodes = _constants(dtype) + (_packed_mask(dtype) if layout == "packed" else _padded_mask(dtype)) + _heads(layout)
+    nodes = _constants(dtype) + (_packed_mask() if layout == "packed" else _padded_mask()) + _heads(layout)
     nodes += [
         _node("Mul", "q_heads scale", "q_scaled"),
         _node("MatMul", "q_scaled k_heads", "scores"),  # packed [N, T, T], padded [B, N, S, S]
@@ -47,9 +47,9 @@ def build(dtype: int, *, layout: str = "packed") -> onnx.FunctionProto:
 def _constants(dtype: int) -> list[onnx.NodeProto]:
     """scale in A, N as int64 [1], and the small numbers that the masks need."""
     return [
-        _constant("scale32", float_attribute="scale"),
+        _from_attribute("scale32", "value_float", "scale", onnx.AttributeProto.FLOAT),
         _node("Cast", "scale32", "scale", to=dtype),
-        _constant("heads", ints_attribute="num_heads"),
+        _from_attribute("heads", "value_int", "num_heads", onnx.AttributeProto.INT),
         _constant("zero", ints=[0]),
         _constant("one", ints=[1]),
         _constant("rest", ints=[-1]),
@@ -58,7 +58,7 @@ def _constants(dtype: int) -> list[onnx.NodeProto]:
     ]
 
 
-def _packed_mask(dtype: int) -> list[onnx.NodeProto]:
+def _packed_mask() -> list[onnx.NodeProto]:
     """cu_seqlens -> dark float32 [T, T], 0 where query and key share a sequence; qkv with its tail set to zero.
 
     A token's sequence is the number of offsets at or below its place: 1..B, and B + 1 in the tail. The tail attends to
@@ -88,8 +88,8 @@ def _packed_mask(dtype: int) -> list[onnx.NodeProto]:
     ]
 
 
-def _padded_mask(dtype: int) -> list[onnx.NodeProto]:
-    """padding_mask -> dark float32 [B, 1, 1, S]; v of what cannot be seen is zero, so a row that sees nothing gets zeros."""
+def _padded_mask() -> list[onnx.NodeProto]:
+    """padding_mask -> dark float32 [B, 1, 1, S]. `_heads` sets v at padding to zero, for rows that see nothing."""
     return [
         _constant("two_axes", ints=[1, 2]),
         _node("Cast", "padding_mask", "is_seen", to=TensorProto.BOOL),
@@ -123,20 +123,19 @@ def _node(op: str, inputs: str, outputs: str, **attributes) -> onnx.NodeProto:
     return helper.make_node(op, inputs.split(), outputs.split(), **attributes)
 
 
-def _constant(name, *, ints=None, floats=None, value=None, float_attribute=None, ints_attribute=None) -> onnx.NodeProto:
-    """A Constant from numbers, or from the attribute of that name of the function's node."""
-    if ints is not None:
-        tensor = helper.make_tensor(name, TensorProto.INT64, [len(ints)], ints)
-    elif floats is not None:
+def _constant(name: str, *, ints: list[int] | None = None, floats: list[float] | None = None, value: int = 0):
+    """A Constant int64 [n] from ints, float32 [n] from floats, else the int64 scalar `value`."""
+    if floats is not None:
         tensor = helper.make_tensor(name, TensorProto.FLOAT, [len(floats)], floats)
-    elif value is not None:
-        tensor = helper.make_tensor(name, TensorProto.INT64, [], [value])
+    elif ints is not None:
+        tensor = helper.make_tensor(name, TensorProto.INT64, [len(ints)], ints)
     else:
-        node = helper.make_node("Constant", [], [name])
-        attribute = node.attribute.add()
-        if float_attribute:
-            attribute.name, attribute.ref_attr_name, attribute.type = "value_float", float_attribute, onnx.AttributeProto.FLOAT
-        else:
-            attribute.name, attribute.ref_attr_name, attribute.type = "value_int", ints_attribute, onnx.AttributeProto.INT
-        return node
+        tensor = helper.make_tensor(name, TensorProto.INT64, [], [value])
     return helper.make_node("Constant", [], [name], value=tensor)
+
+
+def _from_attribute(name: str, key: str, attribute: str, kind: onnx.AttributeProto.AttributeType) -> onnx.NodeProto:
+    """A Constant scalar that takes its value from an attribute of the function's node."""
+    node = helper.make_node("Constant", [], [name])
+    node.attribute.add(name=key, ref_attr_name=attribute, type=kind)
+    return node

@@ -19,7 +19,7 @@ _LOWEST = tl.constexpr(-3.0e38)  # below any score, and finite: the difference o
 def attention_kernel(
     qkv,  # A [T, 3, HEADS, HEAD_SIZE], T = tokens of all sequences, or B * S
     where,  # int32: cu_seqlens [B + 1], or padding_mask [B, S]
-    context,  # A [T, HEADS, HEAD_SIZE]
+    y,  # A [T, HEADS, HEAD_SIZE]
     sequences,  # B
     length,  # packed: T; padded: S
     scale,  # float32 above 0: the node's scale times log2(e), since exp2 is what the hardware has
@@ -75,14 +75,14 @@ def attention_kernel(
             largest, total, mixed = _add_block(scores, v, scale, largest, total, mixed)
 
         mixed = mixed / tl.where(total > 0, total, 1.0)[:, None]  # no key seen: zeros stay zeros
-        out = context + start.to(tl.int64) * (HEADS * HEAD_SIZE) + head * HEAD_SIZE
+        out = y + start.to(tl.int64) * (HEADS * HEAD_SIZE) + head * HEAD_SIZE
         out += row[:, None] * (HEADS * HEAD_SIZE) + column[None, :]
-        tl.store(out, mixed.to(context.dtype.element_ty), mask=inside)
+        tl.store(out, mixed.to(y.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def _add_block(scores, v, scale, largest, total, mixed):
-    """One block of keys into the running softmax: scores float32 [BLOCK_M, BLOCK_N], unscaled; v A [BLOCK_N, BLOCK_D]."""
+    """A block of keys into the running softmax: unscaled scores float32 [BLOCK_M, BLOCK_N], v A [BLOCK_N, BLOCK_D]."""
     new = tl.maximum(largest, tl.max(scores, 1) * scale)
     weights = tl.exp2(scores * scale - new[:, None])
     keep = tl.exp2(largest - new)
@@ -135,23 +135,34 @@ def _find_padded(padding_mask, length, slot, BLOCK_M: tl.constexpr, BLOCK_N: tl.
     return start, length, slot % tiles, last, whole
 
 
-def variant(
-    layout: str, heads: int, head_size: int, dtype: str, block_m: int, block_n: int, num_warps: int, num_stages: int
-) -> Variant:
-    """How to compile the kernel for N heads of size D, "packed" or "padded", A = dtype."""
+def variants(
+    shapes: dict[str, tuple[int, ...]], dtype: str, *, num_heads: int, scale: float, layout: str
+) -> list[Variant]:
+    """The two kernels for qkv of this width: 128 queries a program where there are many, 64 where there are few."""
+    head_size = shapes["qkv"][-1] // (3 * num_heads)
     pointer = f"*{SHORT[dtype]}"
-    return Variant(
-        name=f"attention-{layout}-{heads}x{head_size}-{block_m}-{dtype}",
-        module=__name__,
-        function="attention_kernel",
-        signature={
-            "qkv": pointer, "where": "*i32", "context": pointer, "sequences": "i32", "length": "i32", "scale": "fp32",
-        },
-        constants={
-            "HEADS": heads, "HEAD_SIZE": head_size, "PACKED": layout == "packed",
-            "BLOCK_D": max(16, 1 << (head_size - 1).bit_length()), "BLOCK_M": block_m, "BLOCK_N": block_n, "LOOK": 128,
-        },
-        aligned=("qkv", "context"),
-        num_warps=num_warps,
-        num_stages=num_stages,
-    )  # fmt: skip
+    # From block_m 128 on 8 warps: 4 would hold twice the rows in registers each, and spill on 8.0 and 12.0.
+    return [
+        Variant(
+            name=f"attention-{layout}-{num_heads}x{head_size}-{block_m}-{dtype}",
+            module=__name__,
+            function="attention_kernel",
+            signature={
+                "qkv": pointer, "where": "*i32", "y": pointer, "sequences": "i32", "length": "i32", "scale": "fp32",
+            },
+            constants={
+                "HEADS": num_heads, "HEAD_SIZE": head_size, "PACKED": layout == "packed",
+                "BLOCK_D": max(16, 1 << (head_size - 1).bit_length()), "BLOCK_M": block_m, "BLOCK_N": 64, "LOOK": 128,
+            },
+            aligned=("qkv", "y"),
+            num_warps=num_warps,
+            num_stages=2,
+        )
+        for block_m, num_warps in ((128, 8), (64, 4))
+    ]  # fmt: skip
+
+
+def needed(sizes: Sizes, dtype: str) -> list[Variant]:
+    """What an engine of this model needs; scale is not compiled in."""
+    shapes = {"qkv": (1, 3 * sizes.heads * sizes.head_size)}
+    return variants(shapes, dtype, num_heads=sizes.heads, scale=1.0, layout=sizes.layout)

@@ -1,0 +1,52 @@
+"""Attention for TensorRT: what it takes, what it gives, which kernel on which grid."""
+
+import math
+from collections.abc import Mapping
+from typing import ClassVar
+
+from plugins.launch import Launch
+from plugins.registration import Plugin
+
+LOG2_E = math.log2(math.e)
+# Queries a program takes. 128 reads k and v half as often as 64; 64 makes twice as many programs, for when there are
+# fewer than WIDE_FROM of the large ones, which is two for each of an H100's 132 multiprocessors.
+WIDE, NARROW = 128, 64
+WIDE_FROM = 264
+
+
+class Attention(Plugin):
+    """Packed: qkv A [T, 3 N D], cu_seqlens int32 [B + 1] -> y A [T, N D].
+    Padded: qkv A [B, S, 3 N D], padding_mask int32 [B, S] -> y A [B, S, N D]."""
+
+    op = "attention"
+    attributes: ClassVar = {"num_heads": 1, "scale": 1.0, "layout": "packed"}
+    inputs: ClassVar = {"qkv": "A", "where": "int32"}
+
+    def output_shape(self, shapes):
+        return [*shapes["qkv"][:-1], shapes["qkv"][-1] // 3]
+
+    def launches(self, shapes: Mapping, dtype: str, kernels: Mapping) -> list[Launch]:
+        heads, scale, layout = (self.values[key] for key in ("num_heads", "scale", "layout"))
+        *rows, width = shapes["qkv"]
+        if layout not in ("packed", "padded") or len(rows) != (1 if layout == "packed" else 2):
+            seen = f"qkv {list(shapes['qkv'])} in layout {layout!r}"
+            raise ValueError(f"attention: {seen}; packed is [T, 3 N D], padded is [B, S, 3 N D]")
+        if heads < 1 or width % (3 * heads) or (size := width // (3 * heads)) % 8 or not 8 <= size <= 128:
+            raise ValueError(
+                f"attention: {width} columns for {heads} heads; a head's q, k, v need 8, 16, ... or 128 each"
+            )
+        if not 0 < scale < math.inf:
+            raise ValueError(f"attention: scale is {scale}, and must be above 0")
+        tokens = math.prod(rows)
+        if not tokens:
+            return []
+        if layout == "padded" and tuple(shapes["where"]) != tuple(rows):
+            raise ValueError(f"attention: padding_mask {list(shapes['where'])} for qkv {list(shapes['qkv'])}")
+        sequences, length = (shapes["where"][0] - 1, tokens) if layout == "packed" else rows
+        wide = heads * (tokens // WIDE) >= WIDE_FROM
+        kernel = f"attention-{layout}-{heads}x{size}-{WIDE if wide else NARROW}-{dtype}"
+        block = kernels[kernel].constants["BLOCK_M"]
+        slots = tokens // block + sequences + 1 if layout == "packed" else sequences * -(-length // block)
+        if slots > 65535 or tokens * width >= 2**31:  # CUDA's limit of a grid's second axis; int32 offsets
+            raise ValueError(f"attention: {tokens} tokens in {sequences} sequences are too many; make smaller batches")
+        return [Launch(kernel, (heads, slots), ("qkv", "where", "y", sequences, length, scale * LOG2_E))]
