@@ -1,0 +1,94 @@
+"""Does an engine folder's plan fit this machine? Asked before the plan is opened, and answered in a sentence.
+
+A plan is machine code for one architecture, written by one version of one TensorRT, and calls plugins by their names:
+whatever differs would be a wrong answer or a crash inside the library. The files were checked by `serve/manifest.py`.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import plugins
+from configs.errors import UserError
+from serve import gpu
+from serve.manifest import Manifest
+
+if TYPE_CHECKING:
+    from plugins.kernels import KernelSet
+
+ELSE = "or run it with ONNX Runtime (--runtime onnxruntime)"
+SOURCES = ("function.py", "kernel.py", "plugin.py")  # of a plugin's folder: what decides what an engine computes
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a plan that fits is opened with."""
+
+    trt: ModuleType
+    gpu: gpu.Gpu
+    kernels: "KernelSet | None"  # None where no plugin of the plan has kernels of ours
+
+
+def fit(manifest: Manifest) -> Fitted:
+    """The TensorRT, GPU and kernels for a manifest's plan. Raises: UserError with the first thing that does not fit."""
+    folder = manifest.folder
+    if manifest.target is None:
+        raise UserError(f"{folder} has no model.plan; export with --target tensorrt or tensorrt_rtx, {ELSE}")
+    found = gpu.find()
+    if isinstance(found, str):
+        raise UserError(f"no NVIDIA GPU here ({found}), and a plan needs one; check nvidia-smi, {ELSE}")
+    if found.architecture not in manifest.architectures:
+        built = ", ".join(f"sm_{arch}" for arch in manifest.architectures) or "none"
+        raise UserError(
+            f"the plan in {folder} is for {built}, this GPU is {found.name}, sm_{found.architecture}; "
+            f"export with --arch {found.architecture}, {ELSE}"
+        )
+    _expect_sources(manifest)
+    from plugins import tensorrt_flavour  # it loads libraries of hundreds of megabytes
+
+    trt = tensorrt_flavour.load(manifest.target)
+    if (here := tensorrt_flavour.version(trt)) != manifest.tensorrt:
+        raise UserError(
+            f"the plan in {folder} was built by {manifest.target} {manifest.tensorrt}, here is {here}, and "
+            f"a plan is read by its own version alone; install {manifest.tensorrt}, export again here, {ELSE}"
+        )
+    return Fitted(trt, found, _kernels(manifest, found.architecture))
+
+
+def source_hash(plugin: str) -> str:
+    """SHA-256 of what a plugin's folder contributes to an engine: SOURCES, by name and content."""
+    digest = hashlib.sha256()
+    for path in _sources(plugin):
+        digest.update(f"{path.name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def _sources(plugin: str) -> list[Path]:
+    folder = Path(plugins.__file__).parent / plugin
+    return [folder / name for name in SOURCES if (folder / name).is_file()]
+
+
+def _expect_sources(manifest: Manifest) -> None:
+    for name, stated in manifest.plugins.items():
+        if name not in plugins.PLUGINS:
+            raise UserError(f"the plan in {manifest.folder} uses a plugin {name!r}, unknown here; export again")
+        if source_hash(name) != stated:
+            raise UserError(
+                f"plugins/{name}/ has changed since the plan in {manifest.folder} was built; export again, {ELSE}"
+            )
+
+
+def _kernels(manifest: Manifest, architecture: int) -> "KernelSet | None":
+    """The kernels for this GPU, which must be files that engine.json lists. Raises: UserError."""
+    if not any(path.name == "kernel.py" for name in manifest.plugins for path in _sources(name)):
+        return None
+    from plugins.kernels import KernelSet
+
+    place = manifest.folder / "kernels" / f"sm_{architecture}"
+    for path in sorted(place.glob("*")):
+        name = path.relative_to(manifest.folder).as_posix()
+        if name not in manifest.files:
+            raise UserError(f"{name} in {manifest.folder} is not listed in engine.json; take it out, or export again")
+    return KernelSet(manifest.folder, architecture)
