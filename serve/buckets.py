@@ -1,0 +1,131 @@
+"""Sizes are rounded up to a few, so that one captured CUDA graph serves many batches: tables of sizes and buffers.
+
+A packed batch of 700 tokens in 5 sequences is computed as 768 tokens in 8: what lies past its own tokens belongs to no
+sequence, and the sequences that fill up the count have no tokens, their offsets repeating the last one.
+A padded batch of 5 x 70 is computed as 8 x 96, whose last three rows are masked whole.
+"""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from serve.manifest import Manifest
+from serve.packed import ROWS, Packed
+
+ALIGN = 64  # words: TensorRT wants addresses in multiples of 256 bytes
+LENGTH_STEP = 32
+# (up to so many tokens, in steps of): at most an eighth is computed in vain from 512 tokens on
+TOKEN_STEPS = ((512, 64), (2048, 128), (8192, 256), (1 << 24, 512))
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A shape that batches are brought to, and where its arrays lie in a block of inputs and in one of outputs."""
+
+    key: tuple[int, int]  # packed: (tokens, sequences); padded: (rows, length)
+    inputs: dict[str, tuple[int, tuple[int, ...]]]  # name -> first word of four bytes, shape
+    outputs: dict[str, tuple[int, tuple[int, ...]]]
+    input_words: int
+    output_words: int
+
+    def write(self, batch: Packed, words: np.ndarray) -> None:
+        """A batch into a block of inputs, int32 [input_words or more]."""
+        arrays = self._arrays(words, self.inputs)
+        if "cu_seqlens" in arrays:
+            for name in ROWS:
+                arrays[name][: batch.tokens] = getattr(batch, name)
+                arrays[name][batch.tokens :] = 0  # what the last batch left there may be no valid id here
+            arrays["cu_seqlens"][: len(batch) + 1] = batch.cu_seqlens
+            arrays["cu_seqlens"][len(batch) + 1 :] = batch.tokens
+        else:
+            mask = batch.mask(*self.key)
+            arrays["padding_mask"][:] = mask
+            for name in ("token_ids", "segment_ids"):
+                arrays[name][:] = 0
+                arrays[name][mask] = getattr(batch, name)
+
+    def read(self, batch: Packed, floats: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The batch's logits, float32 [T] each, copied out of a block of outputs, float32 [output_words or more]."""
+        arrays = self._arrays(floats, self.outputs)
+        start, end = arrays["start_logits"], arrays["end_logits"]
+        if start.ndim == 1:
+            return start[: batch.tokens].copy(), end[: batch.tokens].copy()
+        mask = batch.mask(*self.key)
+        return start[mask], end[mask]
+
+    @staticmethod
+    def _arrays(block: np.ndarray, places: dict[str, tuple[int, tuple[int, ...]]]) -> dict[str, np.ndarray]:
+        return {
+            name: block[first : first + int(np.prod(shape))].reshape(shape) for name, (first, shape) in places.items()
+        }
+
+
+class Buckets:
+    """The buckets of an engine: `of(batch)` is the smallest one that holds a batch within the engine's profile."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        profile = manifest.profile
+        self._counts = doubling(profile.batch.least, profile.batch.most)
+        tokens, length = profile.tokens, profile.length
+        self._tokens: tuple[int, ...] = steps(tokens.least, tokens.most, TOKEN_STEPS) if tokens else ()
+        self._lengths: tuple[int, ...] = steps(length.least, length.most, ((1 << 24, LENGTH_STEP),)) if length else ()
+
+    def of(self, batch: Packed) -> Bucket:
+        count = _at_least(self._counts, len(batch))
+        if self._tokens:
+            return packed_bucket(_at_least(self._tokens, batch.tokens), count)
+        return padded_bucket(count, _at_least(self._lengths, int(batch.lengths.max())))
+
+    def largest(self) -> Bucket:
+        if self._tokens:
+            return packed_bucket(self._tokens[-1], self._counts[-1])
+        return padded_bucket(self._counts[-1], self._lengths[-1])
+
+
+def steps(least: int, most: int, table: Sequence[tuple[int, int]]) -> tuple[int, ...]:
+    """The sizes from `least` to `most` that the table names, and `most` itself."""
+    sizes, size = [], 0
+    for limit, step in table:
+        while size < min(limit, most):
+            size += step
+            sizes.append(size)
+    return tuple(size for size in sizes if least <= size < most) + (most,)
+
+
+def doubling(least: int, most: int) -> tuple[int, ...]:
+    """`least`, the powers of two up to `most`, and `most` itself."""
+    return tuple(sorted({least, *(1 << i for i in range(25) if least <= 1 << i <= most), most}))
+
+
+@lru_cache(4096)
+def packed_bucket(tokens: int, sequences: int) -> Bucket:
+    inputs: dict[str, tuple[int, ...]] = {name: (tokens,) for name in ROWS} | {"cu_seqlens": (sequences + 1,)}
+    return _bucket((tokens, sequences), inputs, (tokens,))
+
+
+@lru_cache(4096)
+def padded_bucket(rows: int, length: int) -> Bucket:
+    inputs: dict[str, tuple[int, ...]] = dict.fromkeys(("token_ids", "segment_ids", "padding_mask"), (rows, length))
+    return _bucket((rows, length), inputs, (rows, length))
+
+
+def _bucket(key: tuple[int, int], inputs: dict[str, tuple[int, ...]], output: tuple[int, ...]) -> Bucket:
+    placed_inputs, input_words = _placed(inputs)
+    placed_outputs, output_words = _placed(dict.fromkeys(("start_logits", "end_logits"), output))
+    return Bucket(key, placed_inputs, placed_outputs, input_words, output_words)
+
+
+def _placed(shapes: dict[str, tuple[int, ...]]) -> tuple[dict[str, tuple[int, tuple[int, ...]]], int]:
+    """Arrays of four-byte words one behind the other, each beginning at a multiple of ALIGN; and the words of all."""
+    places, words = {}, 0
+    for name, shape in shapes.items():
+        places[name] = (words, shape)
+        words += -(-int(np.prod(shape)) // ALIGN) * ALIGN
+    return places, words
+
+
+def _at_least(sizes: tuple[int, ...], needed: int) -> int:
+    return sizes[bisect_left(sizes, needed)]

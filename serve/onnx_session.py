@@ -1,0 +1,136 @@
+"""An engine on ONNX Runtime: model.onnx in float32, on any CPU, and on a GPU where onnxruntime-gpu is installed.
+
+Its packed attention is the function's body, standard ONNX, which computes every token against every token of the call
+and masks what does not belong together. Runs are therefore cut into groups of whole sequences with a budget of tokens:
+enough to keep the matrix products busy, few enough that what is masked stays cheap. No result depends on the groups.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from configs.errors import UserError
+from serve import gpu
+from serve.manifest import MODEL, Manifest
+from serve.packed import ROWS, Packed, cut
+from serve.session import Session
+
+# Tokens a call; chosen by measuring, see README. A longer sequence is a call alone.
+BUDGETS = {"packed": 512, "padded": 1024}
+PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
+NAMES = {"CUDAExecutionProvider": "CUDA", "CPUExecutionProvider": "the CPU"}
+
+
+class OnnxSession(Session):
+    """See `Session`. Safe to share between threads."""
+
+    runtime = "onnxruntime"
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        *,
+        reason: str = "",
+        providers: list[str] | None = None,
+        threads: int | None = None,
+        token_budget: int | None = None,
+    ) -> None:
+        """Args:
+            reason: why this runtime, for `why`.
+            providers: execution providers of ONNX Runtime in the order of preference; the first must be usable. None:
+                CUDA where it is installed and a GPU is there, then the CPU.
+            threads: of one call on the CPU; None: the cores that this process may use.
+            token_budget: tokens a call; None: BUDGETS.
+        Raises: UserError where the model is broken, is not this manifest's, or a provider is missing.
+        """
+        import onnxruntime as ort
+
+        super().__init__(manifest)
+        asked, noted = _providers(ort, providers)
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads or gpu.cores()
+        options.log_severity_level = 3  # errors; that a provider leaves some nodes to the CPU is no news
+        path = manifest.folder / MODEL
+        try:
+            self._session = ort.InferenceSession(str(path), options, providers=asked)
+        except Exception as error:  # its own exception types derive from nothing but Exception
+            raise UserError(
+                f"ONNX Runtime {ort.__version__} cannot open {path}: {_first_line(error)}; export the engine again"
+            ) from error
+        used = self._session.get_providers()[0]
+        if used != asked[0]:  # it says so in a log line and takes the next one
+            if providers:
+                raise UserError(f"ONNX Runtime could not start {asked[0]}, only {used}; is its CUDA installed whole?")
+            noted = f"{asked[0]} could not be started"
+        self._expect_signature()
+        self.device = gpu.cpu_name() if used == PROVIDERS[1] else _gpu_name()
+        place = f"{NAMES.get(used, used)}, {options.intra_op_num_threads} threads"
+        reasons = "; ".join(word for word in (reason, noted) if word)
+        self.why = f"ONNX Runtime {ort.__version__} on {place}, float32" + (f" ({reasons})" if reasons else "")
+        self._budget = token_budget or BUDGETS[manifest.layout]
+
+    def _compute(self, batch: Packed) -> tuple[np.ndarray, np.ndarray]:
+        padded = self.manifest.layout == "padded"
+        groups = cut(batch.lengths, self._budget, self.manifest.profile.batch.most, padded=padded)
+        if padded:
+            return self._padded(batch, groups)
+        if len(groups) == 1:
+            return self._call({name: getattr(batch, name) for name in (*ROWS, "cu_seqlens")})
+        parts = [batch.take(int(group[0]), int(group[-1]) + 1) for group in groups]
+        results = [self._call({name: getattr(part, name) for name in (*ROWS, "cu_seqlens")}) for part in parts]
+        start, end = (np.concatenate(arrays) for arrays in zip(*results, strict=True))
+        return start, end
+
+    def _padded(self, batch: Packed, groups: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Groups of like length, each padded to its longest; results back in the order of the batch."""
+        start, end = np.empty((2, batch.tokens), np.float32)
+        for group in groups:
+            lengths = batch.lengths[group]
+            mask = np.arange(lengths.max())[None, :] < lengths[:, None]  # [B, S]
+            place = (batch.cu_seqlens[group][:, None] + np.arange(lengths.max()))[mask]  # this group's tokens
+            inputs = {"padding_mask": mask.astype(np.int32)}
+            for name in ("token_ids", "segment_ids"):
+                inputs[name] = np.zeros(mask.shape, np.int32)
+                inputs[name][mask] = getattr(batch, name)[place]
+            for whole, part in zip((start, end), self._call(inputs), strict=True):
+                whole[place] = part[mask]
+        return start, end
+
+    def _call(self, inputs: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        start, end = self._session.run(["start_logits", "end_logits"], inputs)
+        return np.asarray(start), np.asarray(end)
+
+    def _expect_signature(self) -> None:
+        """The model's inputs and outputs must be those of the layout that engine.json states."""
+        packed = self.manifest.layout == "packed"
+        needed = {*ROWS, "cu_seqlens"} if packed else {"token_ids", "segment_ids", "padding_mask"}
+        inputs = {item.name: item.type for item in self._session.get_inputs()}
+        outputs = {item.name: item.type for item in self._session.get_outputs()}
+        if inputs != dict.fromkeys(needed, "tensor(int32)") or outputs != dict.fromkeys(
+            ("start_logits", "end_logits"), "tensor(float)"
+        ):
+            raise UserError(
+                f"{self.manifest.folder / MODEL} takes {sorted(inputs)} and gives {sorted(outputs)}, which is not the "
+                f"{self.manifest.layout} layout that engine.json states; export the engine again"
+            )
+
+
+def _providers(ort: Any, asked: list[str] | None) -> tuple[list[str], str]:
+    """(providers to try, what is to be said about the choice)."""
+    there = ort.get_available_providers()
+    if asked:
+        if missing := [name for name in asked if name not in there]:
+            raise UserError(f"ONNX Runtime here has no {missing[0]}, only {', '.join(there)}; install a build with it")
+        return list(asked), ""
+    if PROVIDERS[0] in there and isinstance(gpu.find(), gpu.Gpu):
+        return list(PROVIDERS), ""
+    return [PROVIDERS[1]], ""
+
+
+def _gpu_name() -> str:
+    found = gpu.find()
+    return found.name if isinstance(found, gpu.Gpu) else "a GPU"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

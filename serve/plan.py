@@ -1,0 +1,126 @@
+"""A TensorRT plan, opened: the one file of serve that speaks to TensorRT, in either of its flavours.
+
+TensorRT-RTX makes kernels for a shape when it first meets it. It is told here to do so at once and completely (a graph
+captured before that would keep the slower kernel), to keep what it made in a cache on disk, and to capture no graphs of
+its own, since the session does.
+"""
+
+import os
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from configs.errors import UserError
+from serve.buckets import Bucket
+from serve.fitting import Fitted
+from serve.manifest import PLAN, Manifest
+from serve.packed import ROWS
+
+MOST_CACHE_BYTES = 1 << 30
+
+
+class Plan:
+    """A deserialised plan with its one execution context. Not for several threads at once."""
+
+    def __init__(self, manifest: Manifest, fitted: Fitted) -> None:
+        """Raises: UserError where TensorRT refuses the plan, or it is not the one that engine.json describes."""
+        from plugins import registration, tensorrt_flavour
+
+        trt = fitted.trt
+        self._log = tensorrt_flavour.logger(trt)
+        self._runtime = trt.Runtime(self._log)
+        path = manifest.folder / PLAN
+        plan = path.read_bytes()
+        if hasattr(self._runtime, "get_engine_validity"):  # TensorRT-RTX looks at the header before it reads on
+            validity, diagnostics = self._runtime.get_engine_validity(plan)
+            if validity == trt.EngineValidity.INVALID:
+                raise UserError(f"TensorRT refuses {path} on this machine ({diagnostics}); export again here")
+        with registration.registered(trt, list(manifest.plugins), fitted.kernels):
+            self._engine = self._runtime.deserialize_cuda_engine(plan)
+        if self._engine is None:
+            raise UserError(f"TensorRT cannot read {path}: {self._said()}; export the engine again")
+        self._expect(trt, manifest)
+        self._cache = None
+        self._cache_path = cache_folder() / f"{manifest.files[PLAN].sha256[:32]}-sm_{fitted.gpu.architecture}.cache"
+        self._context = self._engine.create_execution_context(self._config(trt))
+        if self._context is None:
+            raise RuntimeError(f"TensorRT made no execution context: {self._said()}")
+
+    def prepare(self, bucket: Bucket, inputs: int, outputs: int) -> None:
+        """Shapes and addresses of the next `execute`: a bucket's arrays in blocks at these addresses of the GPU."""
+        for name, (word, shape) in bucket.inputs.items():
+            self._must(self._context.set_input_shape(name, shape), f"the shape {shape} of {name}")
+            self._must(self._context.set_tensor_address(name, inputs + 4 * word), f"an address for {name}")
+        for name, (word, _) in bucket.outputs.items():
+            self._must(self._context.set_tensor_address(name, outputs + 4 * word), f"an address for {name}")
+
+    def execute(self, stream: Any) -> None:
+        """Put the work on a stream."""
+        self._must(self._context.execute_async_v3(int(stream)), "to run")
+
+    def save_cache(self) -> None:
+        """Keep the kernels made so far for the next process; a full disk costs that, and nothing else."""
+        if self._cache is None:
+            return
+        with suppress(OSError):
+            self._cache_path.parent.mkdir(parents=True, exist_ok=True)
+            handle, scratch = tempfile.mkstemp(dir=self._cache_path.parent)
+            with os.fdopen(handle, "wb") as file:
+                file.write(memoryview(self._cache.serialize()))
+            os.replace(scratch, self._cache_path)
+
+    def _said(self) -> str:
+        return " ".join(self._log.errors[-1].split())[:300] if self._log.errors else "it gave no reason"
+
+    def _must(self, done: bool, what: str) -> None:
+        if not done:
+            raise RuntimeError(f"TensorRT refused {what}: {self._said()}")
+
+    def _config(self, trt: Any) -> Any:
+        config = self._engine.create_runtime_config()
+        if hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):  # TensorRT-RTX alone
+            config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+            config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED
+            self._cache = config.create_runtime_cache()
+            with suppress(OSError):
+                if self._cache_path.stat().st_size <= MOST_CACHE_BYTES:
+                    self._cache.deserialize(self._cache_path.read_bytes())  # it checks GPU and versions, or says no
+            config.set_runtime_cache(self._cache)
+        return config
+
+    def _expect(self, trt: Any, manifest: Manifest) -> None:
+        """Names, types and profile of the plan against the manifest's. Raises: UserError."""
+        engine, profile = self._engine, manifest.profile
+        names = {engine.get_tensor_name(index) for index in range(engine.num_io_tensors)}
+        packed = manifest.layout == "packed"
+        inputs = {*ROWS, "cu_seqlens"} if packed else {"token_ids", "segment_ids", "padding_mask"}
+        types = dict.fromkeys(inputs, trt.int32) | dict.fromkeys(("start_logits", "end_logits"), trt.float32)
+        if names != set(types) or any(engine.get_tensor_dtype(name) != dtype for name, dtype in types.items()):
+            raise UserError(
+                f"{manifest.folder / PLAN} has {sorted(names)}, which is not the {manifest.layout} layout that "
+                "engine.json states; export the engine again"
+            )
+        for name, bounds in _bounds(profile, packed).items():
+            least, _, most = (tuple(dims) for dims in engine.get_tensor_profile_shape(name, 0))
+            if any(low > ours[0] for low, ours in zip(least, bounds, strict=True)) or any(
+                high < ours[1] for high, ours in zip(most, bounds, strict=True)
+            ):
+                raise UserError(
+                    f"{manifest.folder / PLAN} takes {name} from {least} to {most}, engine.json promises {bounds}; "
+                    "export the engine again"
+                )
+
+
+def _bounds(profile: Any, packed: bool) -> dict[str, list[tuple[int, int]]]:
+    """Least and most of every axis of two inputs that show the whole profile."""
+    count = (profile.batch.least, profile.batch.most)
+    if packed:
+        tokens = (profile.tokens.least, profile.tokens.most)
+        return {"token_ids": [tokens], "cu_seqlens": [(count[0] + 1, count[1] + 1)]}
+    return {"token_ids": [count, (profile.length.least, profile.length.most)]}
+
+
+def cache_folder() -> Path:
+    """Where kernels made at run time are kept: $RETORT_CACHE, or ~/.cache/retort, and `tensorrt` in it."""
+    return Path(os.environ.get("RETORT_CACHE") or Path.home() / ".cache" / "retort") / "tensorrt"

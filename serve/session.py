@@ -1,0 +1,119 @@
+"""One way to run an engine, whichever runtime does it: `Session.open(folder)` chooses, and says what and why.
+
+    session = Session.open("engines/student")
+    print(session.why)                          # ONNX Runtime 1.32 on the CPU, 2 threads, float32 (no GPU: ...)
+    start_logits, end_logits = session.run(batch)
+
+    first = session.submit(batch)               # the same in two steps: while one batch is computed, the next one is
+    second = session.submit(another)            # copied in and the previous one's logits out
+    start_logits, end_logits = session.result(first)
+"""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import ClassVar, Self
+
+import numpy as np
+
+from configs.errors import UsageError, UserError
+from serve import manifest as manifests
+from serve.manifest import Manifest
+from serve.packed import Packed, check
+
+RUNTIMES = ("auto", "tensorrt", "onnxruntime")
+Logits = tuple[np.ndarray, np.ndarray]  # start and end, float32 [T]
+
+
+class Ticket:
+    """What `submit` gives for a batch, to be exchanged for its logits by `result`, once or more often."""
+
+    __slots__ = ("place", "values")
+
+    def __init__(self, values: Logits | None = None, place: int = -1) -> None:
+        self.values, self.place = values, place
+
+
+class Session(ABC):
+    """An open engine. `runtime`, `device` and `why` say what runs it where, and how that was chosen."""
+
+    runtime: ClassVar[str]
+    device: str
+    why: str
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.manifest = manifest
+
+    @staticmethod
+    def open(
+        folder: str | Path,
+        runtime: str = "auto",
+        providers: list[str] | None = None,
+        *,
+        threads: int | None = None,
+    ) -> "Session":
+        """Check an engine folder (`serve/manifest.py`) and open it.
+
+        Args:
+            folder: what export.py wrote.
+            runtime: "tensorrt" (model.plan on a GPU) or "onnxruntime" (model.onnx), each an error where it does not
+                fit; or "auto": TensorRT where a GPU and a plan for it are there, else ONNX Runtime, with the reason in
+                `why`.
+            providers: ONNX Runtime's execution providers in the order of preference; None: CUDA where installed and a
+                GPU is there, then the CPU.
+            threads: ONNX Runtime's, of one call; None: the cores that this process may use.
+
+        Raises: UserError where the folder is damaged, or the runtime asked for does not fit.
+        """
+        if runtime not in RUNTIMES:
+            raise UsageError(f"runtime {runtime!r} is not known; choose one of {', '.join(RUNTIMES)}")
+        manifest = manifests.read(folder)
+        reason = ""
+        if runtime != "onnxruntime":
+            try:
+                from serve import fitting
+                from serve.tensorrt_session import TensorrtSession
+
+                return TensorrtSession.opened(manifest, fitting.fit(manifest))
+            except UserError as error:
+                if runtime == "tensorrt":
+                    raise
+                reason = f"not TensorRT: {error}"
+        from serve.onnx_session import OnnxSession
+
+        return OnnxSession(manifest, reason=reason, providers=providers, threads=threads)
+
+    def run(self, batch: Packed) -> Logits:
+        """Logits of every token: (start, end) float32 [T]. Raises: UserError where the batch does not fit."""
+        return self.result(self.submit(batch))
+
+    def submit(self, batch: Packed) -> Ticket:
+        """Begin a batch; on ONNX Runtime that computes it, on TensorRT it returns while the GPU is at work.
+
+        Any number may be under way; two of them overlap. Raises: UserError where the batch does not fit the engine.
+        """
+        check(batch, self.manifest)
+        return Ticket(self._compute(batch))
+
+    def result(self, ticket: Ticket) -> Logits:
+        """Wait for a batch and return its logits as `run` does."""
+        assert ticket.values is not None
+        return ticket.values
+
+    @abstractmethod
+    def _compute(self, batch: Packed) -> Logits:
+        """Logits of a checked batch."""
+
+    @property
+    def notes(self) -> list[str]:
+        """What the session did otherwise than it meant to, and what it has captured: lines for a person."""
+        return []
+
+    def close(self) -> None:
+        """Give back what the session holds; it is of no use afterwards."""
+        return None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()

@@ -1,0 +1,173 @@
+"""An engine on TensorRT: copies in, compute and copies out of three batches overlap, and no Python runs between them.
+
+    stream in       | copy 1 | copy 2 |          | copy 3 |
+    stream compute           |  batch 1 |  batch 2 |  batch 3 |
+    stream out                          | logits 1 | logits 2 | logits 3 |
+
+There are two slots, each with pinned buffers on the host and buffers on the GPU for the profile's largest batch, made
+once. A batch is rounded up to a bucket (`serve/buckets.py`). The first batch of a bucket runs plainly, since TensorRT
+and the plugins prepare themselves for its shape then; later ones replay a CUDA graph, captured once for each slot.
+"""
+
+import threading
+from collections import OrderedDict
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from serve.buckets import Bucket, Buckets
+from serve.cuda import Cuda, CudaError
+from serve.fitting import Fitted
+from serve.manifest import Manifest
+from serve.packed import Packed, check
+from serve.session import Logits, Session, Ticket
+
+SLOTS = 2
+MOST_GRAPHS = 128  # each takes some 100 kB to a few MB of the GPU; beyond it the one unused for longest goes
+
+
+class _Slot:
+    """Buffers of a batch under way, and the events that tell how far it is."""
+
+    def __init__(self, cuda: Any, largest: Bucket) -> None:
+        self.host_in, words = cuda.pinned(4 * largest.input_words)
+        self.host_out, floats = cuda.pinned(4 * largest.output_words)
+        self.words, self.floats = words.view(np.int32), floats.view(np.float32)
+        self.gpu_in, self.gpu_out = cuda.memory(4 * largest.input_words), cuda.memory(4 * largest.output_words)
+        self.copied, self.computed, self.fetched = cuda.event(), cuda.event(), cuda.event()
+        self.ticket: Ticket | None = None
+        self.batch: Packed | None = None
+        self.bucket: Bucket | None = None
+
+
+class TensorrtSession(Session):
+    """See `Session`. `submit` and `result` may be called from different threads."""
+
+    runtime = "tensorrt"
+
+    @classmethod
+    def opened(cls, manifest: Manifest, fitted: Fitted) -> "TensorrtSession":
+        """Open the plan of a manifest that `fitting.fit` found to fit. Raises: UserError, CudaError."""
+        from serve.plan import Plan
+
+        cuda = Cuda()
+        session = cls(manifest, Plan(manifest, fitted), cuda)
+        with_plugins = f"plugins {', '.join(manifest.plugins)}" if manifest.plugins else "no plugins"
+        session.device = fitted.gpu.name
+        session.why = (
+            f"{manifest.target} {manifest.tensorrt} on {fitted.gpu.name} (sm_{fitted.gpu.architecture}), "
+            f"{manifest.precision}, {with_plugins}"
+        )
+        return session
+
+    def __init__(self, manifest: Manifest, plan: Any, cuda: Any, most_graphs: int = MOST_GRAPHS) -> None:
+        """`plan` and `cuda` are a `serve.plan.Plan` and a `serve.cuda.Cuda`, or stand-ins. most_graphs 0: none."""
+        super().__init__(manifest)
+        self._plan, self._cuda, self._most_graphs = plan, cuda, most_graphs
+        self._buckets = Buckets(manifest)
+        self._lock = threading.Lock()
+        self._in, self._compute_stream, self._out = cuda.stream(), cuda.stream(), cuda.stream()
+        self._slots = [_Slot(cuda, self._buckets.largest()) for _ in range(SLOTS)]
+        self._turn = 0
+        self._seen: set[tuple[int, int]] = set()  # buckets that have run plainly
+        self._graphs: OrderedDict[tuple[int, tuple[int, int]], Any] = OrderedDict()  # (slot, bucket's key) -> graph
+        self._notes: list[str] = []
+
+    def submit(self, batch: Packed) -> Ticket:
+        check(batch, self.manifest)
+        cuda = self._cuda
+        with self._lock:
+            place, self._turn = self._turn, (self._turn + 1) % SLOTS
+            slot = self._slots[place]
+            if slot.ticket:  # its logits must be out of the buffers before another batch comes in
+                cuda.synchronise(slot.fetched)
+                self._collect(slot)
+            bucket = self._buckets.of(batch)
+            bucket.write(batch, slot.words)
+            cuda.copy_in(slot.gpu_in, slot.host_in, 4 * bucket.input_words, self._in)
+            cuda.record(slot.copied, self._in)
+            cuda.wait(self._compute_stream, slot.copied)
+            self._compute_on_gpu(place, slot, bucket)
+            cuda.record(slot.computed, self._compute_stream)
+            cuda.wait(self._out, slot.computed)
+            cuda.copy_out(slot.host_out, slot.gpu_out, 4 * bucket.output_words, self._out)
+            cuda.record(slot.fetched, self._out)
+            slot.ticket, slot.batch, slot.bucket = Ticket(place=place), batch, bucket
+            return slot.ticket
+
+    def result(self, ticket: Ticket) -> Logits:
+        slot = self._slots[ticket.place]
+        if ticket.values is None:
+            self._cuda.synchronise(slot.fetched)  # without the lock: another thread may submit meanwhile
+            with self._lock:
+                if slot.ticket is ticket:  # or submit has collected it
+                    self._collect(slot)
+        assert ticket.values is not None
+        return ticket.values
+
+    def close(self) -> None:
+        with self._lock:
+            for stream in (self._in, self._compute_stream, self._out):
+                self._cuda.finish(stream)
+            for slot in self._slots:
+                if slot.ticket:
+                    self._collect(slot)
+            self._plan.save_cache()
+            for graph in self._graphs.values():
+                self._cuda.free_graph(graph)
+            self._graphs.clear()
+            del self._plan  # the execution context goes before the streams and buffers that it knows
+            for slot in self._slots:
+                for address in (slot.gpu_in, slot.gpu_out):
+                    self._cuda.free(address)
+                slot.words = slot.floats = np.zeros(0)
+                for address in (slot.host_in, slot.host_out):
+                    self._cuda.free_pinned(address)
+                for event in (slot.copied, slot.computed, slot.fetched):
+                    self._cuda.free_event(event)
+            for stream in (self._in, self._compute_stream, self._out):
+                self._cuda.free_stream(stream)
+            self._slots = []
+
+    @property
+    def notes(self) -> list[str]:
+        return [*self._notes, f"{len(self._graphs)} CUDA graphs captured for {len(self._seen)} shapes"]
+
+    def _collect(self, slot: _Slot) -> None:
+        """Logits that have arrived, from the slot's buffer into its ticket; the slot is free then."""
+        assert slot.ticket is not None and slot.batch is not None and slot.bucket is not None  # noqa: PT018
+        slot.ticket.values = slot.bucket.read(slot.batch, slot.floats)
+        slot.ticket = slot.batch = slot.bucket = None
+
+    def _compute_on_gpu(self, place: int, slot: _Slot, bucket: Bucket) -> None:
+        stream, key = self._compute_stream, (place, bucket.key)
+        if graph := self._graphs.get(key):
+            self._graphs.move_to_end(key)
+            self._cuda.launch(graph, stream)
+            return
+        self._plan.prepare(bucket, slot.gpu_in, slot.gpu_out)
+        if bucket.key in self._seen and len(self._graphs) <= self._most_graphs and self._most_graphs:
+            try:
+                graph = self._cuda.capture(stream, lambda: self._plan.execute(stream))
+            except (CudaError, RuntimeError) as error:
+                self._most_graphs = 0
+                self._notes.append(f"CUDA graphs are off: the capture of {bucket.key} failed ({error})")
+                logging.warning("%s", self._notes[-1])
+                self._plan.prepare(bucket, slot.gpu_in, slot.gpu_out)
+            else:
+                self._keep(key, graph)
+                self._cuda.launch(graph, stream)
+                return
+        self._plan.execute(stream)
+        self._seen.add(bucket.key)
+
+    def _keep(self, key: tuple[int, tuple[int, int]], graph: Any) -> None:
+        self._graphs[key] = graph
+        if len(self._graphs) > self._most_graphs:
+            _, oldest = self._graphs.popitem(last=False)
+            self._cuda.finish(self._compute_stream)  # it may be running
+            self._cuda.free_graph(oldest)
+
+    def _compute(self, batch: Packed) -> Logits:
+        return self.run(batch)
