@@ -1,0 +1,59 @@
+"""Inputs that skip-layer-norm must get right, and why each is there. Used by tests, sanitizer and benches."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    note: str
+    leading: tuple[int, ...]  # the axes before H
+    width: int  # H
+    mean: float = 0.0  # of x, to see digits lost
+    spread: float = 1.0  # of x and residual around it
+    epsilon: float = 1e-12
+
+    @property
+    def attributes(self) -> dict[str, float]:
+        return {"epsilon": self.epsilon}
+
+
+CASES = [
+    Case("one", "one token of MiniLM's width", (1,), 384),
+    Case("empty", "no token: nothing to launch", (0,), 384),
+    Case("narrowest", "64 rows a program, of which 3 are there", (3,), 8),
+    Case("narrow", "several rows a program, and a program more than half empty", (2, 5), 128),
+    Case("tinybert", "312 is no power of two; rows start at multiples of 16 bytes", (2, 3), 312),
+    Case("odd", "257: rows start anywhere, no vector loads", (7,), 257),
+    Case("base", "BERT-base", (1, 3), 768),
+    Case("large", "BERT-large: a whole block, no masked lane", (3,), 1024),
+    Case("wide", "beyond BERT", (2,), 1536),
+    Case("far from zero", "E[s^2] - E[s]^2 would lose its digits", (3,), 384, mean=200.0, spread=0.5),
+    Case("constant", "variance 0: y is beta", (2,), 384, mean=3.0, spread=0.0),
+    Case("tiny", "a variance far below epsilon 1e-5, which decides", (2,), 384, spread=1e-4, epsilon=1e-5),
+]
+BENCH_CASES = [
+    Case("1x128", "BERT-base, one short question", (128,), 768),
+    Case("32x128", "BERT-base", (32 * 128,), 768),
+    Case("32x384", "BERT-base", (32 * 384,), 768),
+    Case("minilm 32x384", "MiniLM", (32 * 384,), 384),
+    Case("large 32x384", "BERT-large", (32 * 384,), 1024),
+]
+
+
+def inputs(case: Case, rng: np.random.Generator, dtype: np.dtype) -> dict[str, np.ndarray]:
+    """x, residual, bias in dtype; gamma and beta float32."""
+
+    def normal(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape, np.float32)
+
+    shape = (*case.leading, case.width)
+    return {
+        "x": (case.mean + case.spread * normal(*shape)).astype(dtype),
+        "residual": (case.spread * normal(*shape)).astype(dtype),
+        "bias": (case.spread * normal(case.width)).astype(dtype),
+        "gamma": 1 + normal(case.width) / 4,
+        "beta": normal(case.width) / 4,
+    }

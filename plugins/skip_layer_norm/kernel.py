@@ -1,0 +1,82 @@
+"""The skip-layer-norm kernel: a row is read once, kept in registers for both passes over it, and written once."""
+
+import triton
+import triton.language as tl
+
+from plugins.compile import SHORT, Sizes, Variant
+
+# ruff: noqa: N803 - compile-time constants are written in capitals
+
+
+@triton.jit
+def skip_layer_norm_kernel(
+    x_ptr,  # A [rows, H]
+    residual_ptr,  # A [rows, H]
+    bias_ptr,  # A [H]
+    gamma_ptr,  # float32 [H]
+    beta_ptr,  # float32 [H]
+    y_ptr,  # A [rows, H]
+    rows,  # int32
+    epsilon,  # float32
+    H: tl.constexpr,
+    BLOCK: tl.constexpr,  # the power of 2 that holds H
+    ROWS: tl.constexpr,  # rows a program takes
+):
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, BLOCK)
+    in_row = column < H
+    inside = (row < rows)[:, None] & in_row[None, :]
+    at = row.to(tl.int64)[:, None] * H + column[None, :]  # [ROWS, BLOCK]
+
+    x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    residual = tl.load(residual_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    bias = tl.load(bias_ptr + column, mask=in_row, other=0.0).to(tl.float32)
+    gamma = tl.load(gamma_ptr + column, mask=in_row, other=0.0)
+    beta = tl.load(beta_ptr + column, mask=in_row, other=0.0)
+
+    s = x + bias[None, :] + residual
+    mean = tl.sum(s, 1) / H
+    centred = tl.where(in_row[None, :], s - mean[:, None], 0.0)
+    variance = tl.sum(centred * centred, 1) / H
+    y = centred * tl.rsqrt(variance + epsilon)[:, None] * gamma[None, :] + beta[None, :]
+    tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=inside)
+
+
+def variants(
+    shapes: dict[str, tuple[int, ...]],
+    dtype: str,
+    *,
+    epsilon: float = 1e-12,
+    rows: int | None = None,
+    warps: int | None = None,
+) -> list[Variant]:
+    """The kernel for rows of this width, shapes["x"][-1], from 1 to 8192. rows, warps: for benches, to try others.
+
+    epsilon is an argument of the launch and compiled into nothing.
+    """
+    width = shapes["x"][-1]
+    if not 1 <= width <= 8192:
+        raise ValueError(f"skip_layer_norm keeps a row in registers: up to 8192 wide, not {width}")
+    block = 1 << (width - 1).bit_length()
+    rows = rows or max(1, 512 // block)  # narrow rows share a program, or most of its threads would idle
+    a = f"*{SHORT[dtype]}"
+    return [
+        Variant(
+            name=f"skip_layer_norm-{width}-{dtype}",
+            module=__name__,
+            function="skip_layer_norm_kernel",
+            signature={
+                "x_ptr": a, "residual_ptr": a, "bias_ptr": a, "gamma_ptr": "*fp32", "beta_ptr": "*fp32", "y_ptr": a,
+                "rows": "i32", "epsilon": "fp32",
+            },
+            constants={"H": width, "BLOCK": block, "ROWS": rows},
+            # Where each tensor starts; that rows within it are aligned, too, follows from H where it is so.
+            aligned=("x_ptr", "residual_ptr", "bias_ptr", "gamma_ptr", "beta_ptr", "y_ptr"),
+            num_warps=warps or min(16, max(1, rows * block // 256)),  # 8 numbers a thread: loads of 16 bytes
+        )
+    ]  # fmt: skip
+
+
+def needed(sizes: Sizes, dtype: str) -> list[Variant]:
+    """What an engine of this model needs."""
+    return variants({"x": (1, sizes.hidden)}, dtype)
