@@ -9,12 +9,14 @@ in Prepared. Only cuda-bindings is needed: no Triton, no torch.
 """
 
 import ctypes
+import functools
 import hashlib
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from configs.errors import UserError
 from plugins.kernels import Kernel
 
 PLAIN_SHARED = 48 << 10  # bytes of dynamic shared memory that a kernel may use without asking
@@ -37,10 +39,16 @@ class CudaError(RuntimeError):
     """A call of the CUDA driver failed; the message has CUDA's name of the error and what was attempted."""
 
 
+@functools.cache
 def driver() -> Any:
-    """cuda-bindings' driver module, imported when a GPU is first needed."""
+    """cuda-bindings' driver module, imported when a GPU is first needed. Raises UserError without a driver."""
     from cuda.bindings import driver
 
+    try:
+        started = driver.cuInit(0)
+    except RuntimeError as error:  # cuda-bindings looks for libcuda.so at the first call
+        raise UserError("this machine has no NVIDIA driver, so it cannot run kernels; it can build them") from error
+    check(started, "starting CUDA")
     return driver
 
 
@@ -55,7 +63,6 @@ def check(result: tuple, doing: str) -> Any:
 def architecture() -> int:
     """Compute capability x 10 of the current GPU (of GPU 0 where no context is current): 90 for an H100."""
     cuda = driver()
-    check(cuda.cuInit(0), "starting CUDA")
     error, device = cuda.cuCtxGetDevice()
     if int(error):
         device = check(cuda.cuDeviceGet(0), "finding a GPU")

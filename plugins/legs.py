@@ -5,10 +5,13 @@
                  measured against
     onnxruntime  the ONNX function on ONNX Runtime
     interpreted  the Triton kernels in the interpreter, all cases in one process
+    launched     the compiled kernels on a GPU, without TensorRT (with it: plugins/one_node.py)
 A result is right if its largest error is at most twice that of `plain`, plus a floor: `assert_right`.
 """
 
 import importlib
+import importlib.util
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,7 +21,9 @@ import onnx
 from onnx import helper
 
 import plugins
-from plugins.compile import Variant
+from plugins.compile import Variant, compile_set
+from plugins.device import Device
+from plugins.kernels import KernelSet
 from plugins.numpy_tensor import Job, run_interpreted
 
 DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
@@ -77,8 +82,6 @@ def model(op: str, case: Any, given: Mapping[str, np.ndarray], dtype: str, *, ax
 
 def build(op: str, dtype: str, attributes: Mapping[str, Any]) -> onnx.FunctionProto:
     """The operator's function; `build` in function.py takes those attributes that choose a body."""
-    import inspect
-
     folder = part(op, "function")
     function = getattr(folder, "build" if op == plugins.OPS[op] else f"build_{op}")
     taken = set(inspect.signature(function).parameters)
@@ -96,25 +99,53 @@ def onnxruntime(op: str, case: Any, given: Mapping[str, np.ndarray], dtype: str)
     return np.asarray(session.run(None, dict(given))[0]).astype(np.float64)
 
 
-def variants(op: str, case: Any, shapes: Mapping[str, tuple[int, ...]], dtype: str) -> dict[str, Variant]:
-    """The kernels that a case needs, by name."""
-    found = part(op, "kernel").variants(shapes, dtype, **case.attributes)
+def shapes(op: str, case: Any, given: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
+    """The shapes of the inputs and of y."""
+    known: dict[str, Any] = {name: tensor.shape for name, tensor in given.items()}
+    return known | {"y": tuple(plugins.plugin(op)(case.attributes).output_shape(known))}
+
+
+def variants(
+    op: str, case: Any, shapes: Mapping[str, tuple[int, ...]], dtype: str, tuning: Mapping[str, Any] | None = None
+) -> dict[str, Variant]:
+    """The kernels that a case needs, by name. tuning: further arguments of the folder's `variants`."""
+    found = part(op, "kernel").variants(shapes, dtype, **case.attributes, **tuning or {})
     return {variant.name: variant for variant in found}
+
+
+def kernels(
+    op: str, case: Any, shapes: Mapping[str, tuple[int, ...]], dtype: str, arch: int,
+    tuning: Mapping[str, Any] | None = None,
+) -> KernelSet:  # fmt: skip
+    """The same compiled; none for an operator whose folder has no kernel.py."""
+    if not importlib.util.find_spec(f"plugins.{plugins.OPS[op]}.kernel"):
+        return KernelSet.of([])
+    return compile_set(list(variants(op, case, shapes, dtype, tuning).values()), arch)
 
 
 def interpreted(op: str, tasks: Sequence[tuple[Any, Mapping[str, np.ndarray], str]]) -> list[np.ndarray]:
     """The kernels run by Triton's interpreter for all (case, inputs, dtype), as float64. y is NaN beforehand."""
     jobs = []
     for case, given, dtype in tasks:
-        shapes: dict[str, Any] = {name: tensor.shape for name, tensor in given.items()}
-        plugin = plugins.plugin(op)(case.attributes)
-        shapes["y"] = tuple(plugin.output_shape(shapes))
-        made = variants(op, case, shapes, dtype)
-        tensors = dict(given) | {"y": np.full(shapes["y"], np.nan, DTYPES[dtype])}
-        if scratch := plugin.workspace(shapes, dtype):
+        plugin, known = plugins.plugin(op)(case.attributes), shapes(op, case, given)
+        made = variants(op, case, known, dtype)
+        tensors = dict(given) | {"y": np.full(known["y"], np.nan, DTYPES[dtype])}
+        if scratch := plugin.workspace(known, dtype):
             tensors["workspace"] = np.full(-(-scratch // 4), np.nan, np.float32)
-        jobs.append(Job(plugin.launches(shapes, dtype, made), made, tensors))
+        jobs.append(Job(plugin.launches(known, dtype, made), made, tensors))
     return [result["y"].astype(np.float64) for result in run_interpreted(jobs)]
+
+
+def launched(device: Device, op: str, case: Any, given: Mapping[str, np.ndarray], dtype: str) -> np.ndarray:
+    """The plugin's own launches on a GPU, without TensorRT, as float64. y and the workspace are NaN beforehand."""
+    known = shapes(op, case, given)
+    plugin = plugins.plugin(op)(case.attributes, kernels(op, case, known, dtype, device.architecture))
+    plugin.load()
+    run = plugin.prepare(known, dtype)
+    addresses = [device.upload(tensor) for tensor in given.values()]
+    y = device.empty(int(np.prod(known["y"])) * DTYPES[dtype].itemsize)
+    run(device.stream, [*addresses, y], device.empty(plugin.workspace(known, dtype)))
+    return device.download(y, known["y"], DTYPES[dtype]).astype(np.float64)
 
 
 def assert_right(result: np.ndarray, exact: np.ndarray, plain: np.ndarray, dtype: str, what: str = "") -> None:

@@ -1,27 +1,88 @@
 """A TensorRT engine around one operator, for tests: built anywhere, run where a GPU is, eagerly and as a CUDA graph."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
+import numpy as np
+
+import plugins
 from plugins import legs, tensorrt_flavour
+from plugins.device import Device
+from plugins.kernels import KernelSet
 from plugins.registration import registered
 
 
-def build(trt: Any, op: str, case: Any, dtype: str, names: Collection[str]) -> tuple[bytes, int]:
+def build(
+    trt: Any, op: str, case: Any, dtype: str, names: Collection[str], *, axes: bool = False
+) -> tuple[bytes, int]:
     """(the plan, how many plugin layers its network had) with the named plugins registered.
 
-    Leading axes are open, from 1 to the case's length. Raises RuntimeError with TensorRT's words.
+    axes: all axes' lengths are open in the network, and may be the case's in the plan's profile.
+    Raises RuntimeError with TensorRT's words, also for what it only logs.
     """
     given = legs.inputs(op, case, dtype)
     log = tensorrt_flavour.logger(trt)
     builder = trt.Builder(log)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    config = builder.create_builder_config()
+    if axes:
+        profile = builder.create_optimization_profile()
+        for name, tensor in given.items():
+            profile.set_shape(name, tensor.shape, tensor.shape, tensor.shape)
+        config.add_optimization_profile(profile)
     with registered(trt, names):
         parser = trt.OnnxParser(network, log)
-        if not parser.parse(legs.model(op, case, given, dtype).SerializeToString()):
+        if not parser.parse(legs.model(op, case, given, dtype, axes=axes).SerializeToString()):
             raise RuntimeError(f"parser: {[parser.get_error(i).desc() for i in range(parser.num_errors)]}")
         layers = [network.get_layer(i) for i in range(network.num_layers)]
-        plan = builder.build_serialized_network(network, builder.create_builder_config())
-    if plan is None:
+        plan = builder.build_serialized_network(network, config)
+    if plan is None or log.errors:
         raise RuntimeError(f"builder: {log.errors}")
     return bytes(plan), sum(layer.type == trt.LayerType.PLUGIN_V3 for layer in layers)
+
+
+class Engine:
+    """An open plan of one operator. The plugins are registered while it is opened, and no longer."""
+
+    def __init__(self, trt: Any, plan: bytes, names: Collection[str], kernels: KernelSet) -> None:
+        self._log = tensorrt_flavour.logger(trt)
+        self._runtime = trt.Runtime(self._log)
+        with registered(trt, names, kernels):
+            self._engine = self._runtime.deserialize_cuda_engine(plan)
+        if self._engine is None:
+            raise RuntimeError(f"runtime: {self._log.errors}")
+        self._context = self._engine.create_execution_context()
+
+    def run(self, device: Device, given: Mapping[str, np.ndarray], y: tuple[int, ...], dtype: str) -> list[np.ndarray]:
+        """y, of that shape, as float64: run eagerly, and replayed from a CUDA graph over poisoned memory."""
+        for name, tensor in given.items():
+            self._context.set_input_shape(name, tensor.shape)
+            self._context.set_tensor_address(name, device.upload(tensor))
+        size = int(np.prod(y)) * legs.DTYPES[dtype].itemsize
+        address = device.empty(size)
+        self._context.set_tensor_address("y", address)
+        self._execute(device)
+        results = [device.download(address, y, legs.DTYPES[dtype]).astype(np.float64)]
+        graph = device.capture(lambda: self._execute(device))
+        device.poison(address, size)
+        graph.replay()
+        return [*results, device.download(address, y, legs.DTYPES[dtype]).astype(np.float64)]
+
+    def _execute(self, device: Device) -> None:
+        if not self._context.execute_async_v3(device.stream) or self._log.errors:
+            raise RuntimeError(f"engine: {self._log.errors}")
+
+
+def assert_engine_right(target: str, op: str, case: Any, dtype: str) -> None:
+    """Build, open and run an engine around the operator on the current GPU; both results are right."""
+    trt = tensorrt_flavour.load(target)
+    given = legs.inputs(op, case, dtype)
+    shapes = legs.shapes(op, case, given)
+    plan, layers = build(trt, op, case, dtype, [plugins.OPS[op]], axes=True)
+    assert layers == 1
+    exact, plain = legs.exact(op, case, given), legs.plain(op, case, given, dtype)
+    with Device() as device:
+        kernels = legs.kernels(op, case, shapes, dtype, device.architecture)
+        engine = Engine(trt, plan, [plugins.OPS[op]], kernels)
+        for result, how in zip(engine.run(device, given, shapes["y"], dtype), ("eager", "graph"), strict=True):
+            legs.assert_right(result, exact, plain, dtype, f"{op}, case {case.name!r}, {dtype}, {how}")

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from plugins import DOMAIN, VERSION, ops_of, plugin
+from plugins import DOMAIN, OPS, VERSION, ops_of, plugin
 from plugins.kernels import KernelSet
 from plugins.launch import Launch, Prepared, load
 
@@ -63,7 +63,7 @@ class Plugin:
 
     def load(self) -> None:
         """Bring onto the GPU what must not be loaded within a capture; called with a context current."""
-        for kernel in self.kernels.of_plugin(self.op) if self.kernels is not None else ():
+        for kernel in self.kernels.of_plugin(OPS[self.op]) if self.kernels is not None else ():
             load(kernel)
 
     def prepare(self, shapes: Mapping[str, tuple[int, ...]], dtype: str) -> Run:
@@ -199,8 +199,9 @@ def _bound_class(trt: Any, kind: type[Plugin]) -> type:
             self.plugin = plugin
             self.num_outputs = 1
             self.plugin_name, self.plugin_version, self.plugin_namespace = kind.op, str(VERSION), DOMAIN
+            self.in_context = False
+            self.shapes: tuple = ()
             self.ready: dict[tuple, Run] = {}
-            self.run: Run | None = None
 
         def get_capability_interface(self, _: Any) -> Any:
             return self
@@ -247,22 +248,27 @@ def _bound_class(trt: Any, kind: type[Plugin]) -> type:
         # Running: load, pack when shapes change, launch.
         def attach_to_context(self, _: Any) -> Any:
             copy = self.clone()
+            copy.in_context = True
             copy.plugin.load()
             return copy
 
         def on_shape_change(self, inputs: Any, outputs: Any) -> None:
             tensors = [*inputs, *outputs]
-            shapes = tuple(tuple(tensor.dims) for tensor in tensors)
-            dtype = dtype_of[tensors[first].type]
-            if (shapes, dtype) not in self.ready:
+            self.shapes = (dtype_of[tensors[first].type], *(tuple(tensor.dims) for tensor in tensors))
+            if self.in_context:  # a builder tells shapes, too, perhaps without a GPU; it may never ask for a run
+                self.prepared()
+
+        def prepared(self) -> Run:
+            if self.shapes not in self.ready:
                 if len(self.ready) >= REMEMBERED:
                     self.ready.pop(next(iter(self.ready)))
-                named = dict(zip([*kind.inputs, "y"], shapes, strict=True))
-                self.ready[shapes, dtype] = self.plugin.prepare(named, dtype)
-            self.run = self.ready[shapes, dtype]
+                dtype, *shapes = self.shapes
+                self.ready[self.shapes] = self.plugin.prepare(
+                    dict(zip([*kind.inputs, "y"], shapes, strict=True)), dtype
+                )
+            return self.ready[self.shapes]
 
         def enqueue(self, _: Any, __: Any, inputs: Any, outputs: Any, workspace: int, stream: int) -> None:
-            assert self.run is not None, "TensorRT always tells the shapes first"
-            self.run(stream, [*inputs, *outputs], workspace)
+            self.prepared()(stream, [*inputs, *outputs], workspace)
 
     return Bound

@@ -17,7 +17,9 @@ class EmbedLayerNorm(Plugin):
 
     op = "embed_layer_norm"
     attributes: ClassVar = {"epsilon": 1e-12}
-    inputs: ClassVar = dict.fromkeys(IDS, "int32") | dict.fromkeys(TABLES, "A") | dict.fromkeys(NORM, "float32")
+    inputs: ClassVar[dict[str, str]] = {
+        **dict.fromkeys(IDS, "int32"), **dict.fromkeys(TABLES, "A"), **dict.fromkeys(NORM, "float32"),
+    }  # fmt: skip
 
     def output_shape(self, shapes):
         return [*shapes["token_ids"], shapes["token_table"][1]]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from plugins import legs, one_node, tensorrt_flavour
+from plugins.device import Device
 from plugins.gelu.cases import CASES
 
 ALL = [(case, dtype) for case in CASES for dtype in ("float16", "bfloat16")]
@@ -43,3 +44,18 @@ def test_tensorrt_takes_the_plugin_only_where_it_is_registered(dtype):
     odd = next(case for case in CASES if case.name == "odd")
     assert one_node.build(trt, "gelu", odd, dtype, names=["gelu"])[1] == 1
     assert one_node.build(trt, "gelu", odd, dtype, names=[])[1] == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("case", "dtype"), ALL, ids=ids)
+def test_the_launched_kernel_is_the_reference(case, dtype):
+    given = legs.inputs("gelu", case, dtype)
+    exact, plain = legs.exact("gelu", case, given), legs.plain("gelu", case, given, dtype)
+    with Device() as device:
+        legs.assert_right(legs.launched(device, "gelu", case, given, dtype), exact, plain, dtype)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("case", "dtype"), [(c, d) for c, d in ALL if c.name != "empty"])
+def test_the_engine_is_the_reference(case, dtype):
+    one_node.assert_engine_right("tensorrt_rtx", "gelu", case, dtype)

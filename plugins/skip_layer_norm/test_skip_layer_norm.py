@@ -3,6 +3,7 @@
 import pytest
 
 from plugins import legs, one_node, tensorrt_flavour
+from plugins.device import Device
 from plugins.skip_layer_norm.cases import CASES
 
 OP = "skip_layer_norm"
@@ -37,3 +38,18 @@ def test_tensorrt_takes_the_plugin_only_where_it_is_registered(dtype):
     case = next(case for case in CASES if case.name == "tinybert")
     assert one_node.build(trt, OP, case, dtype, names=[OP])[1] == 1
     assert one_node.build(trt, OP, case, dtype, names=[])[1] == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("case", "dtype"), ALL, ids=ids)
+def test_the_launched_kernel_is_the_reference(case, dtype):
+    given = legs.inputs("skip_layer_norm", case, dtype)
+    exact, plain = legs.exact("skip_layer_norm", case, given), legs.plain("skip_layer_norm", case, given, dtype)
+    with Device() as device:
+        legs.assert_right(legs.launched(device, "skip_layer_norm", case, given, dtype), exact, plain, dtype)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("case", "dtype"), [(c, d) for c, d in ALL if c.name != "empty"])
+def test_the_engine_is_the_reference(case, dtype):
+    one_node.assert_engine_right("tensorrt_rtx", "skip_layer_norm", case, dtype)

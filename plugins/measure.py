@@ -1,0 +1,133 @@
+"""How fast is an operator's kernel: p20/p50/p80, bytes and arithmetic per second, and the share of this GPU's peak.
+
+    measure.main("gelu", moved=lambda shapes, size: ...)      # all of a bench.py; python -m plugins.gelu.bench runs it
+
+A CUDA graph launches the kernel over and over, each time on other copies of its tensors, so many that they don't fit
+into the L2 cache: what is timed is the GPU and its memory, no Python, and nothing that was left in a cache. In a
+network the layer before has often left its output there, so the kernel is faster there than here.
+"""
+
+import argparse
+import csv
+import datetime
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import plugins
+from plugins import legs
+from plugins.device import Device
+
+COLD_BYTES = 256 << 20  # what the copies take together: five times an H100's L2
+MOST_COPIES = 512
+SAMPLES = 100
+# Dense 16-bit multiply-adds with float32 accumulation, as operations per clock and multiprocessor: NVIDIA's data sheets
+# (T4, A100, A10, L40S, H100, B200) divided by multiprocessors and clock. GeForce cards reach half of 8.6, 8.9 and 12.x.
+OPERATIONS = {75: 1024, 80: 2048, 86: 1024, 89: 1024, 90: 4096, 100: 8192, 120: 1024, 121: 1024}
+COLUMNS = ("case", "dtype", "tuning", "p20_us", "p50_us", "p80_us", "gb_per_s", "percent_of_bandwidth", "tflop_per_s",
+           "percent_of_arithmetic", "gpu", "driver_cuda", "triton", "date")  # fmt: skip
+
+Moved = Callable[[Mapping[str, tuple[int, ...]], int], float]  # (shapes of inputs and y, bytes of an A) -> bytes moved
+Done = Callable[[Mapping[str, tuple[int, ...]], Any], float]  # (those shapes, the case) -> multiplications + additions
+
+
+def bandwidth(device: Device) -> float:
+    """Peak of the GPU's memory, bytes per second: clock x bus width, twice per clock."""
+    return device.attribute("MEMORY_CLOCK_RATE") * 1e3 * device.attribute("GLOBAL_MEMORY_BUS_WIDTH") / 8 * 2
+
+
+def arithmetic(device: Device) -> float:
+    """Peak of its 16-bit matrix units at the highest clock, operations per second; nan where we have no figure."""
+    per_clock = OPERATIONS.get(device.architecture, float("nan"))
+    return per_clock * device.attribute("MULTIPROCESSOR_COUNT") * device.attribute("CLOCK_RATE") * 1e3
+
+
+def time_case(device: Device, op: str, case: Any, dtype: str, tuning: Mapping[str, Any]) -> tuple[np.ndarray, dict]:
+    """(microseconds of one run, sampled; shapes of the inputs and y). tuning: further arguments of `variants`."""
+    given = legs.inputs(op, case, dtype)
+    shapes = legs.shapes(op, case, given)
+    plugin = plugins.plugin(op)(case.attributes, legs.kernels(op, case, shapes, dtype, device.architecture, tuning))
+    plugin.load()
+    run = plugin.prepare(shapes, dtype)
+    result = int(np.prod(shapes["y"])) * legs.DTYPES[dtype].itemsize
+    size = result + sum(tensor.nbytes for tensor in given.values())
+    copies = [
+        ([*map(device.upload, given.values()), device.empty(result)], device.empty(plugin.workspace(shapes, dtype)))
+        for _ in range(min(MOST_COPIES, -(-COLD_BYTES // size)))
+    ]
+    rounds = -(-20 // len(copies))
+
+    def all_copies() -> None:
+        for addresses, workspace in rounds * copies:
+            run(device.stream, addresses, workspace)
+
+    all_copies()
+    device.wait()
+    taken = device.capture(all_copies).times_us(SAMPLES) / (rounds * len(copies))
+    device.free()
+    return taken, shapes
+
+
+def measure(op: str, moved: Moved, done: Done | None, tunings: Sequence[Mapping], dtypes: Sequence[str]) -> list[dict]:
+    """A row of results for every bench case, dtype and tuning, on the current GPU."""
+    rows = []
+    with Device() as device:
+        for case in legs.part(op, "cases").BENCH_CASES:
+            for dtype in dtypes:
+                for tuning in tunings:
+                    taken, shapes = time_case(device, op, case, dtype, tuning)
+                    p20, p50, p80 = np.percentile(taken, (20, 50, 80))
+                    bytes_per_s = moved(shapes, legs.DTYPES[dtype].itemsize) / p50 * 1e6
+                    row = {"case": case.name, "dtype": dtype, "tuning": " ".join(f"{k}={v}" for k, v in tuning.items())}
+                    row |= {"p20_us": f"{p20:.2f}", "p50_us": f"{p50:.2f}", "p80_us": f"{p80:.2f}"}
+                    row |= {"gb_per_s": f"{bytes_per_s / 1e9:.0f}"}
+                    row |= {"percent_of_bandwidth": f"{100 * bytes_per_s / bandwidth(device):.1f}"}
+                    if done:
+                        per_s = done(shapes, case) / p50 * 1e6
+                        row |= {"tflop_per_s": f"{per_s / 1e12:.1f}"}
+                        row |= {"percent_of_arithmetic": f"{100 * per_s / arithmetic(device):.1f}"}
+                    row |= {"gpu": device.name, "driver_cuda": device.driver_version, "triton": _triton_version()}
+                    rows.append(row | {"date": datetime.date.today().isoformat()})
+                    print("  ".join(f"{key} {row[key]}" for key in COLUMNS if row.get(key)), flush=True)
+    return rows
+
+
+def write_rows(path: Path, rows: Sequence[dict]) -> None:
+    """Put the rows into a CSV in place of those for the same case, dtype, tuning and GPU; the others stay."""
+
+    def key(row: Mapping[str, str]) -> tuple:
+        return tuple(row.get(name) or "" for name in ("case", "dtype", "tuning", "gpu"))
+
+    fresh = {key(row) for row in rows}
+    if path.exists():
+        with open(path, encoding="utf-8", newline="") as file:
+            rows = [row for row in csv.DictReader(file) if key(row) not in fresh] + list(rows)
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def main(op: str, moved: Moved, done: Done | None = None, sweep: Sequence[Mapping] = ()) -> None:
+    """The command of a bench.py. --sweep also tries the tunings of `sweep`."""
+    parser = argparse.ArgumentParser(prog=f"python -m plugins.{plugins.OPS[op]}.bench", description=__doc__)
+    parser.add_argument("--out", type=Path, help="CSV to write; results.csv in the operator's folder if not given")
+    parser.add_argument("--dtypes", nargs="+", choices=("float16", "bfloat16"), default=["float16"])
+    parser.add_argument("--sweep", action="store_true", help="try other block sizes and warps, too; nothing is written")
+    settings = parser.parse_args()
+    tunings = [{}, *sweep] if settings.sweep else [{}]
+    rows = measure(op, moved, done, tunings, settings.dtypes)
+    out = settings.out or Path(__file__).parent / plugins.OPS[op] / "results.csv"
+    if not settings.sweep:
+        write_rows(out, rows)
+    metrics = {f"{row['case']} {row['dtype']} {row['tuning']}".strip(): float(row["p50_us"]) for row in rows}
+    print(json.dumps({"command": parser.prog, "out": str(out), "metrics": metrics}))
+
+
+def _triton_version() -> str:
+    import triton
+
+    return triton.__version__
