@@ -1,0 +1,1 @@
+"""The third verb: a checkpoint becomes an engine folder."""

@@ -1,0 +1,192 @@
+"""`python export.py`: a run folder becomes an engine folder, or a folder for Hugging Face's transformers, or both."""
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from configs import command
+from export import checkpoint as checkpoints
+from export import engine, files, graph, hf, manifest, out_folder, profile
+from export.checkpoint import Checkpoint
+from export.comparison import Questions
+from export.config import ExportConfig
+from export.verify import Gate, GateError
+from plugins import compile as compiler
+from plugins import kernels, ops_of, tensorrt_flavour
+from serve import gpu
+from serve.manifest import MODEL, PLAN, VOCABULARY, Profile
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def main(config: ExportConfig) -> dict:
+    """Export as told; returns {"out", "metrics"}."""
+    checkpoint = checkpoints.read(config.run)
+    inputs = {"--run": config.run, "--dev": None if ":" in config.dev else config.dev}
+    metrics: dict[str, Any] = {}
+    places = [("--out", config.out, manifest.is_engine), ("--hf", config.hf, hf.ours)]
+    for flag, out, ours in places:
+        if out:
+            out_folder.check(flag, Path(out), config.overwrite, ours, inputs)
+    if config.hf:
+        with out_folder.scratch(Path(config.hf)) as folder:
+            hf.write(folder, checkpoint)
+            out_folder.move(folder, Path(config.hf))
+        say(f"{config.hf}: for transformers' BertForQuestionAnswering.from_pretrained")
+    if config.out:
+        metrics = export_engine(config, checkpoint, Path(config.out))
+    return {"out": config.out or config.hf, "metrics": metrics}
+
+
+def export_engine(config: ExportConfig, checkpoint: Checkpoint, out: Path) -> dict[str, Any]:
+    """Write the engine folder `out`. Raises: UserError; after a failed comparison the folder lies in `out`.failed."""
+    failed = out.with_name(out.name + ".failed")
+    out_folder.check("the place for a failed engine,", failed, True, manifest.is_engine, {"--run": config.run})
+    shapes = profile.choose(config, checkpoint, config.layout)
+    target, trt, why = engine.choose_target(config.target)
+    say(f"target: {f'{target} {tensorrt_flavour.version(trt)}' if target else 'none'} ({why})")
+    plan = choose_plan(config, trt, shapes) if target else None
+    # Before minutes go into a plan: are the questions there?
+    questions = Questions.read(checkpoint, config.dev, config.dev_limit) if config.verify else None
+    with out_folder.scratch(out) as folder:
+        about = write(folder, config, checkpoint, shapes, target, trt, plan)
+        if questions:
+            gate = make_gate(folder, config, checkpoint, questions, target, trt, plan)
+            try:
+                about["verified"] = gate.run(say)
+            except GateError as error:
+                about["verified"] = error.report
+                manifest.write(folder, about)
+                out_folder.move(folder, failed)
+                raise GateError(f"{error}; the engine lies in {failed} to be looked at", error.report) from error
+            about["plan"]["was_run"] = about["verified"]["runtime"] == "tensorrt"
+            manifest.write(folder, about)
+        else:
+            say("gate: left out (--no-verify); nothing is known of this engine's answers")
+        out_folder.move(folder, out)
+    return measured(about, out)
+
+
+def choose_plan(config: ExportConfig, trt: Any, shapes: Profile) -> engine.Plan:
+    """What the plan is built for. Raises: UserError where this TensorRT cannot."""
+    found = gpu.find()
+    here = None if isinstance(found, str) else found.architecture
+    architectures = engine.choose_architectures(trt, config.architectures(), here)
+    features = tuple(name for name in engine.FEATURES if getattr(config, name))
+    engine.refuse_missing(trt, features)
+    plan = engine.Plan(config.plugin_names(), architectures, shapes, features)
+    machine = f"no GPU here: {found}" if isinstance(found, str) else found.name
+    say(f"plan: {config.precision}, {config.layout}, for sm_{', sm_'.join(map(str, architectures))} ({machine})")
+    say(f"plugins: {', '.join(plan.plugins) or 'none'}")
+    return plan
+
+
+def write(
+    folder: Path, config: ExportConfig, checkpoint: Checkpoint, shapes: Profile, target: str | None, trt: Any,
+    plan: engine.Plan | None,
+) -> dict[str, Any]:  # fmt: skip
+    """All files of the engine; returns what engine.json says before the comparison."""
+    sizes = checkpoint.config
+    gelu = config.gelu or sizes.gelu
+    settings: dict[str, Any] = {"layout": config.layout, "gelu": gelu}
+    files.save(graph.build(checkpoint.tensors, sizes, precision="float32", **settings), folder / MODEL)
+    source = plan_source(folder, config)
+    if config.precision != "float32":
+        bare = bare_ops(target, plan)
+        files.save(graph.build(checkpoint.tensors, sizes, precision=config.precision, bare=bare, **settings), source)
+    shutil.copyfile(checkpoint.tokenizer.vocab_file, folder / VOCABULARY)
+    built = None
+    if plan:
+        expected = graph.expected_nodes(sizes, gelu)
+        start = time.monotonic()
+        layers = engine.build(trt, source, folder / PLAN, plan, expected)
+        for op, count in layers.items():
+            say(f"  {op}: {count} plugin layers for {expected[op]} nodes")
+        size = (folder / PLAN).stat().st_size
+        say(f"plan: {size / 2**20:.1f} MiB in {time.monotonic() - start:.1f} s")
+        write_kernels(folder, config, checkpoint, gelu, plan)
+        built = {
+            "target": target,
+            "tensorrt": tensorrt_flavour.version(trt),
+            "architectures": list(plan.architectures),
+            "plugins": plan.plugins,
+            "plugin_layers": layers,
+            "features": list(plan.features),
+        }
+    about = manifest.describe(
+        checkpoint, precision=config.precision, layout=config.layout, gelu=gelu, profile=shapes, plan=built
+    )
+    manifest.write(folder, about)
+    return about
+
+
+def plan_source(folder: Path, config: ExportConfig) -> Path:
+    """The graph in the plan's precision."""
+    return folder / (MODEL if config.precision == "float32" else f"model.{config.precision}.onnx")
+
+
+def bare_ops(target: str | None, plan: engine.Plan | None) -> frozenset[str]:
+    """Ops without a body: full TensorRT takes a plugin for certain only where there is no body to inline."""
+    return frozenset(ops_of(plan.plugins)) if plan and target == "tensorrt" else frozenset()
+
+
+def write_kernels(folder: Path, config: ExportConfig, checkpoint: Checkpoint, gelu: str, plan: engine.Plan) -> None:
+    """kernels/sm_XX/ for every architecture of the plan."""
+    sizes = checkpoint.config
+    needed = compiler.needed(
+        compiler.Sizes(
+            sizes.hidden, sizes.heads, graph.padded_head_size(sizes), sizes.ffn, config.layout,
+            "none" if gelu == "erf" else "tanh",
+        ),
+        config.precision, plan.plugins,
+    )  # fmt: skip
+    if not needed:
+        return
+    start = time.monotonic()
+    for arch in tqdm(plan.architectures, "compile kernels", unit="GPU", leave=False):
+        kernels.write(folder, arch, compiler.compile_set(needed, arch).values())
+    say(f"kernels: {len(needed)} for each of {len(plan.architectures)} GPUs in {time.monotonic() - start:.1f} s")
+
+
+def make_gate(
+    folder: Path, config: ExportConfig, checkpoint: Checkpoint, questions: Questions, target: str | None, trt: Any,
+    plan: engine.Plan | None,
+) -> Gate:  # fmt: skip
+    source = plan_source(folder, config)
+
+    def runner(batch):
+        from export.plan_runner import plan_runner
+
+        assert plan is not None
+        expected = graph.expected_nodes(checkpoint.config, config.gelu)
+        here = kernels.KernelSet(folder) if (folder / "kernels").is_dir() else None
+        return plan_runner(trt, source, plan, expected, here, config.layout)(batch)
+
+    changed = config.gelu not in (None, checkpoint.config.gelu)
+    return Gate(
+        folder, checkpoint, questions, config.precision, config.layout,
+        tolerances={name: config.tolerances(name, changed) for name in ("float32", config.precision)},
+        graph=source,
+        architectures=plan.architectures if plan else None,
+        graph_is_whole=not bare_ops(target, plan),
+        plan_runner=runner,
+    )  # fmt: skip
+
+
+def measured(about: dict[str, Any], out: Path) -> dict[str, Any]:
+    """The metrics of the command's last line."""
+    bytes_of = {path.name: path.stat().st_size for path in out.iterdir() if path.is_file()}
+    report = about["verified"] or {}
+    kept = ("runtime", "largest_logit_difference", "answers_changed", "exact", "f1", "f1_checkpoint", "f1_interval")
+    found = {name: report[name] for name in kept if name in report}
+    sizes = {"model_bytes": bytes_of[MODEL], "plan_bytes": bytes_of.get(PLAN, 0)}
+    return found | {"plugin_layers": about.get("plugin_layers", {})} | sizes
+
+
+if __name__ == "__main__":
+    command.run("export", ExportConfig, main)

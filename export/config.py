@@ -1,0 +1,156 @@
+"""Settings of `export.py`; `python export.py --help` prints them."""
+
+from dataclasses import dataclass
+
+import plugins
+from configs.errors import UsageError
+from configs.flags import listed, nearest
+from configs.options import setting
+from export.comparison import Tolerance
+
+# What is put down to rounding, against Keras in float32: largest difference of a logit, percent of answers that change.
+LOGITS = {"float32": 1e-3, "float16": 0.1, "bfloat16": 0.5}
+ANSWERS = {"float32": 0.1, "float16": 1.0, "bfloat16": 5.0}
+ANOTHER_GELU = 0.5  # largest difference of a logit where --gelu is not what the weights were trained with
+
+
+@dataclass(frozen=True)
+class GraphConfig:
+    """What is written."""
+
+    run: str = setting(required=True, help="run folder of train.py or distill.py: its best weights are exported")
+    out: str | None = setting(None, help="engine folder to write; must not exist unless --overwrite")
+    hf: str | None = setting(None, help="folder to write for Hugging Face's transformers; alone or beside --out")
+    overwrite: bool = setting(False, help="replace what is in --out and --hf, if it was written by this command")
+    precision: str = setting(
+        "float16",
+        choices=("float16", "bfloat16", "float32"),
+        help="of the plan's activations and products; model.onnx for ONNX Runtime is float32 whatever is said here",
+    )
+    layout: str = setting(
+        "packed", choices=("packed", "padded"), help="all tokens in one row, no padding computed; or batch x length"
+    )
+    gelu: str | None = setting(
+        None,
+        choices=("tanh", "erf"),
+        help="another form of GELU than the checkpoint's: tanh joins the product before it, and the gate must pass",
+    )
+
+
+@dataclass(frozen=True)
+class PlanConfig:
+    """The TensorRT plan."""
+
+    target: str = setting(
+        "auto",
+        choices=("auto", "tensorrt", "tensorrt_rtx", "none"),
+        help="whose plan to build; auto takes what is installed, none builds no plan",
+    )
+    plugins: str = setting(
+        "auto",
+        help=f"all, none, or some of {','.join(plugins.PLUGINS)}; auto: all, none with --precision float32",
+    )
+    arch: str | None = setting(
+        None,
+        help="compute capabilities for plan and kernels, as in 80,89,120; "
+        "none: this machine's GPU, or without one all that the target can build for",
+    )
+    max_tokens: int | None = setting(
+        None, least=16, most=1 << 20, help="packed: most tokens a batch; none: --max-batch times --max-length"
+    )
+    max_batch: int = setting(32, least=1, most=4096, help="most sequences a batch")
+    max_length: int | None = setting(
+        None, least=16, most=1 << 16, help="most tokens a sequence; none: the run's window, usually 384"
+    )
+    usual_batch: int | None = setting(None, least=1, help="batch the plan is tuned for; none: a quarter of the most")
+    usual_length: int | None = setting(None, least=1, help="length it is tuned for; none: a third of the most")
+    refit: bool = setting(False, help="weights of the plan can be exchanged later, where the target can")
+    version_compatible: bool = setting(False, help="the plan runs on later TensorRT versions, where the target can")
+    weight_streaming: bool = setting(False, help="weights may stay in the host's memory, where the target can")
+
+
+@dataclass(frozen=True)
+class GateConfig:
+    """The comparison with the checkpoint, after which the folder is put in its place."""
+
+    verify: bool = setting(True, help="compare with the checkpoint; --no-verify leaves TensorFlow out")
+    dev: str = setting("builtin:dev-facts", help="questions to compare on: a SQuAD .json or .json.gz, tfds:, builtin:")
+    dev_limit: int | None = setting(None, least=1, help="take so many of them only")
+    tolerance: float | None = setting(
+        None,
+        above=0.0,
+        help="largest difference of a logit allowed; "
+        f"none: {', '.join(f'{value:g} for {name}' for name, value in LOGITS.items())}, {ANOTHER_GELU:g} with --gelu",
+    )
+    tolerance_answers: float | None = setting(
+        None,
+        least=0.0,
+        most=100.0,
+        help="percent of answers that may change; "
+        f"none: {', '.join(f'{value:g} for {name}' for name, value in ANSWERS.items())}",
+    )
+    tolerance_f1: float = setting(
+        0.1, least=0.0, most=100.0, help="points of F1 that may be lost; a loss that may be chance is allowed"
+    )
+
+
+@dataclass(frozen=True)
+class ExportConfig(GateConfig, PlanConfig, GraphConfig):
+    """Turn a run into an engine folder that answers questions, and prove that it answers what the checkpoint answers.
+
+    The folder holds model.onnx (float32, ONNX Runtime on any CPU), model.PRECISION.onnx and model.plan (TensorRT),
+    kernels/, vocab.txt and engine.json. serve.py reads it. Examples:
+
+      python export.py --run runs/student --out engines/student
+      python export.py --run runs/student --hf published/student
+    """
+
+    def __post_init__(self):
+        if not self.out and not self.hf:
+            raise UsageError("--out for an engine folder is needed, or --hf for Hugging Face's transformers, or both")
+        chosen = self.plugin_names()
+        if chosen and self.precision == "float32":
+            raise UsageError(
+                "the plugins compute in float16 and bfloat16; take --plugins none with --precision float32"
+            )
+        self.architectures()
+
+    def tolerances(self, precision: str, another_gelu: bool) -> Tolerance:
+        """What a runtime in this precision may differ by; --tolerance and its like are for all of them."""
+        logit, answers = LOGITS[precision], ANSWERS[precision]
+        if another_gelu:
+            logit, answers = max(logit, ANOTHER_GELU), max(answers, ANSWERS["float16"])
+        return Tolerance(
+            self.tolerance if self.tolerance is not None else logit,
+            self.tolerance_answers if self.tolerance_answers is not None else answers,
+            self.tolerance_f1,
+        )
+
+    def plugin_names(self) -> tuple[str, ...]:
+        """The plugins of --plugins, in the order of `plugins.PLUGINS`."""
+        said = self.plugins
+        if said == "auto":
+            said = "none" if self.precision == "float32" else "all"
+        if said in ("all", "none"):
+            return tuple(plugins.PLUGINS) if said == "all" else ()
+        names = [name.strip() for name in said.split(",")]
+        for name in names:
+            if name not in plugins.PLUGINS:
+                near = nearest(name, plugins.PLUGINS)
+                raise UsageError(f"--plugins: no plugin {name!r}{near}; there are all, none, {listed(plugins.PLUGINS)}")
+        return tuple(name for name in plugins.PLUGINS if name in names)
+
+    def architectures(self) -> tuple[int, ...] | None:
+        """The compute capabilities of --arch, ascending; None where nothing was said."""
+        if self.arch is None:
+            return None
+        found = set()
+        for word in self.arch.split(","):
+            text = word.strip().removeprefix("sm_").replace(".", "")
+            if not text.isdecimal() or int(text) not in plugins.ARCHITECTURES:
+                raise UsageError(
+                    f"--arch: {word.strip()!r} is not known; there are {listed(plugins.ARCHITECTURES)}, "
+                    "90 is compute capability 9.0"
+                )
+            found.add(int(text))
+        return tuple(sorted(found))

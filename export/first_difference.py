@@ -1,0 +1,85 @@
+"""Where do two runs of a network part ways? Marks intermediate tensors as outputs and names the first that differs.
+
+Two passes: over the ends of all layers, then over every node of the first layer that differs. Marking a tensor keeps
+TensorRT from fusing across it, so few are marked at a time.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from plugins import DOMAIN
+
+# Largest relative difference (Frobenius norms) of a layer's output that is put down to rounding.
+ROUNDING = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 1e-1}
+Values = dict[str, np.ndarray]
+Runner = Callable[[list[str]], Values]  # names of nodes -> their outputs, float32 [T, width], real tokens alone
+
+
+def find(model: Path, ours: Runner, reference: Runner, rounding: float, *, inside: bool = True) -> str:
+    """A sentence that names the first layer of `model` (an ONNX file) whose output differs by more than `rounding`.
+
+    inside: False where the reference knows the ends of layers alone.
+    """
+    names = node_names(onnx.load(str(model), load_external_data=False))
+    ends = [name for name in names if is_end(name)]
+    differences = relative(ours(ends), reference(ends), ends)
+    first = next((name for name in ends if not differences[name] <= rounding), None)
+    if first is None:
+        last = ends[-1]
+        return f"no layer differs by more than {rounding:g}; the last, {last}, by {differences[last]:.2g}"
+    block = layer_of(first)
+    before = ends[ends.index(first) - 1] if first != ends[0] else None
+    if inside and (within := [name for name in names if layer_of(name) == block]):
+        differences |= relative(ours(within), reference(within), within)
+        # Nothing inside may stand out alone: then it is the layer as a whole.
+        first = next((name for name in within if not differences[name] <= rounding), first)
+    told = f"the first layer that differs is {block}: {first} by {differences[first]:.2g} of its norm"
+    return f"{told}, after {before} by {differences[before]:.2g}" if before else told
+
+
+def relative(ours: Values, reference: Values, names: list[str]) -> dict[str, float]:
+    """Name -> |ours - reference| / |reference|; infinite where ours is not finite."""
+    found = {}
+    for name in names:
+        a, b = ours[name].astype(np.float64), reference[name].astype(np.float64)
+        difference = float(np.linalg.norm(a - b) / max(float(np.linalg.norm(b)), 1e-30))
+        found[name] = difference if np.isfinite(difference) else float("inf")
+    return found
+
+
+def node_names(model: onnx.ModelProto) -> list[str]:
+    """The nodes of ours in a model, in the order of computing."""
+    return [node.name for node in model.graph.node if node.domain == DOMAIN]
+
+
+def layer_of(name: str) -> str:
+    """`layer_3/attention/qkv` -> `layer_3`."""
+    return name.split("/")[0]
+
+
+def is_end(name: str) -> bool:
+    """Whether a node is the last of the embeddings or of a layer."""
+    return name == "embeddings" or name.endswith("/ffn/norm")
+
+
+def mark(path: Path, names: list[str]) -> Path:
+    """A copy of an ONNX file, beside it, whose outputs are those nodes in float32, `marked.NAME`, instead of its own.
+
+    Weights in a file beside it are shared. The caller removes the copy.
+    """
+    model = onnx.load(str(path), load_external_data=False)
+    output_of = {node.name: node.output[0] for node in model.graph.node}
+    del model.graph.output[:]
+    for name in names:
+        out = f"marked.{name}"
+        model.graph.node.append(helper.make_node("Cast", [output_of[name]], [out], name=out, to=TensorProto.FLOAT))
+        # The shape is left open: rows follow the layout, the width is the node's.
+        model.graph.output.append(helper.make_tensor_value_info(out, TensorProto.FLOAT, None))
+    copy = path.with_name(f"marked.{os.getpid()}.{path.name}")
+    onnx.save_model(model, str(copy))
+    return copy

@@ -1,0 +1,250 @@
+"""The encoder and its head as ONNX, written straight from a checkpoint's float32 weights.
+
+One text for every runtime: each op of ours stands there as a node of the domain `retort` whose function carries a body
+in standard ONNX. ONNX Runtime inlines the bodies; TensorRT takes a plugin of the op's name where one is registered and
+inlines the body where none is.
+
+Two layouts (letters as in `model/bert.py`; T is the number of tokens of all sequences together):
+
+    packed   token_ids, segment_ids, position_ids int32 [T], cu_seqlens int32 [B+1]  ->  start_logits, end_logits [T]
+    padded   token_ids, segment_ids, padding_mask int32 [B, S]                       ->  start_logits, end_logits [B, S]
+
+`cu_seqlens` counts tokens: sequence b is tokens cu_seqlens[b] to cu_seqlens[b+1]; positions restart at each.
+Activations have the precision's dtype; layer-norm parameters, the head and the logits are float32 whatever it is.
+Nodes are named by where they are, `layer_3/attention/qkv`, and weights have the checkpoint's names (`model/weights`).
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+import plugins
+from configs import __version__
+from configs.errors import UserError
+from model.config import BertConfig
+
+DTYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
+LAYOUTS = ("packed", "padded")
+OPSET, IR = 20, 10  # what ONNX Runtime 1.18 and TensorRT's parser of today both read
+BODIES = ("layout", "approximate")  # attributes that choose a function's body, the same for all nodes of a model
+HEAD_MULTIPLE = 8  # kernels load 16 bytes at once: 8 values of two bytes
+Tensors = dict[str, np.ndarray]
+
+
+def build(
+    tensors: Tensors,
+    config: BertConfig,
+    *,
+    precision: str,
+    layout: str,
+    head: bool = True,
+    gelu: str | None = None,
+    bare: frozenset[str] = frozenset(),
+) -> onnx.ModelProto:
+    """Write the network.
+
+    Args:
+        tensors: float32 weights under our names; the head's are needed unless `head` is False.
+        config: sizes.
+        precision: "float32", "float16" or "bfloat16": dtype A of activations, tables and kernels.
+        layout: "packed" or "padded".
+        head: False for the encoder alone, whose one output is `encoded` A [T, H] or [B, S, H].
+        gelu: "tanh" or "erf" instead of the checkpoint's own form.
+        bare: ops whose function body is left out, so that only a runtime with a plugin of that name can read them.
+
+    Returns: a model that holds its weights.
+    Raises: UserError where a weight is too large for float16.
+    """
+    writer = _Writer(precision)
+    inputs = {"token_ids": ["T"], "segment_ids": ["T"], "position_ids": ["T"], "cu_seqlens": ["B+1"]}
+    rows, sequences = ["T"], "cu_seqlens"
+    if layout == "padded":
+        rows, sequences = ["B", "S"], "padding_mask"
+        inputs = {name: rows for name in ("token_ids", "segment_ids", sequences)}
+        _positions(writer)
+    x = _embeddings(writer, tensors, config)
+    for index in range(config.layers):
+        last = not head and index == config.layers - 1
+        x = _layer(writer, tensors, config, index, x, sequences, layout, gelu or config.gelu, "encoded" if last else "")
+    if head:
+        _span_head(writer, tensors, x)
+        outputs = {name: (TensorProto.FLOAT, rows) for name in ("start_logits", "end_logits")}
+    else:
+        outputs = {"encoded": (writer.dtype, [*rows, config.hidden])}
+    return writer.model(
+        f"{precision}, {layout}",
+        [helper.make_tensor_value_info(name, TensorProto.INT32, shape) for name, shape in inputs.items()],
+        [helper.make_tensor_value_info(name, dtype, shape) for name, (dtype, shape) in outputs.items()],
+        [writer.functions[op] for op in writer.functions if op not in bare],
+    )
+
+
+def expected_nodes(config: BertConfig, gelu: str | None = None) -> dict[str, int]:
+    """Op -> how many nodes of it the network of these sizes has, in the order of `plugins.OPS`."""
+    tanh = (gelu or config.gelu) == "tanh"
+    counts = {
+        "embed_layer_norm": 1,
+        "attention": config.layers,
+        "skip_layer_norm": 2 * config.layers,
+        "gelu": 0 if tanh else config.layers,
+        "linear": (3 if tanh else 4) * config.layers,
+        "linear_gelu": config.layers if tanh else 0,
+    }
+    return {op: counts[op] for op in plugins.OPS if counts[op]}
+
+
+def padded_head_size(config: BertConfig) -> int:
+    """Values a head has in the graph: D, with zeros up to the next multiple that kernels can load at once."""
+    return -(-config.head_size // HEAD_MULTIPLE) * HEAD_MULTIPLE
+
+
+@dataclass
+class _Writer:
+    """Collects nodes and weights. A node's only output has the node's name unless another is given."""
+
+    precision: str
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+    weights: dict[str, onnx.TensorProto] = field(default_factory=dict)
+    functions: dict[str, onnx.FunctionProto] = field(default_factory=dict)
+
+    @property
+    def dtype(self) -> int:
+        return DTYPES[self.precision]
+
+    def op(self, name: str, op: str, inputs: list[str], output: str = "", **attributes: Any) -> str:
+        """A standard ONNX node; returns its output's name."""
+        self.nodes.append(helper.make_node(op, inputs, [output or name], name=name, **attributes))
+        return output or name
+
+    def retort(self, name: str, op: str, inputs: list[str], output: str = "", **attributes: Any) -> str:
+        """A node of ours, with the function that says what it means. Every node of an op shares that function."""
+        if op not in self.functions:
+            chosen = {key: value for key, value in attributes.items() if key in BODIES}
+            self.functions[op] = plugins.function(op, self.dtype, **chosen)
+        # With a body present TensorRT takes the plugin only if the node names its namespace and version.
+        attributes |= {"plugin_namespace": plugins.DOMAIN, "plugin_version": str(plugins.VERSION)}
+        return self.op(name, op, inputs, output, domain=plugins.DOMAIN, **attributes)
+
+    def weight(self, name: str, array: np.ndarray, dtype: int | None = None) -> str:
+        """An initializer, cast once from float32; `dtype` None is the precision's. Returns its name."""
+        if name not in self.weights:
+            numpy_dtype = helper.tensor_dtype_to_np_dtype(self.dtype if dtype is None else dtype)
+            if numpy_dtype == np.float16:
+                _refuse_overflow(name, array)
+            self.weights[name] = numpy_helper.from_array(array.astype(numpy_dtype, order="C"), name)
+        return name
+
+    def model(self, title: str, inputs, outputs, functions) -> onnx.ModelProto:
+        graph = helper.make_graph(self.nodes, "bert", inputs, outputs, list(self.weights.values()), doc_string=title)
+        domains = [helper.make_opsetid("", OPSET), helper.make_opsetid(plugins.DOMAIN, plugins.VERSION)]
+        return helper.make_model(
+            graph, functions=functions, opset_imports=domains, ir_version=IR,
+            producer_name="retort", producer_version=__version__,
+        )  # fmt: skip
+
+
+def _refuse_overflow(name: str, array: np.ndarray) -> None:
+    largest, most = float(np.abs(array).max(initial=0)), float(np.finfo(np.float16).max)
+    if largest > most:
+        raise UserError(
+            f"{name} reaches {largest:.3g}, float16 ends at {most:,.0f}; export with --precision bfloat16 or float32"
+        )
+
+
+def _positions(writer: _Writer) -> None:
+    """`position_ids` int32 [B, S]: every row is 0 to S - 1."""
+    shape = writer.op("position_ids/shape", "Shape", ["token_ids"])  # int64 [2]: B, S
+    axis = writer.weight("position_ids/axis", np.array(1), TensorProto.INT64)
+    zero, one = (
+        writer.weight(f"position_ids/{word}", np.array(value), TensorProto.INT64)
+        for word, value in (("from", 0), ("step", 1))
+    )
+    length = writer.op("position_ids/length", "Gather", [shape, axis], axis=0)  # int64, no axes: S
+    row = writer.op("position_ids/row", "Range", [zero, length, one])  # int64 [S]
+    row = writer.op("position_ids/cast", "Cast", [row], to=TensorProto.INT32)
+    writer.op("position_ids", "Expand", [row, shape])
+
+
+def _embeddings(writer: _Writer, tensors: Tensors, config: BertConfig) -> str:
+    tables = [writer.weight(name, tensors[name]) for name in _names("embeddings", "token", "position", "segment")]
+    norm = _norm_weights(writer, tensors, "embeddings.norm")
+    inputs = ["token_ids", "segment_ids", "position_ids", *tables, *norm]
+    return writer.retort("embeddings", "embed_layer_norm", inputs, epsilon=config.layer_norm_epsilon)
+
+
+def _layer(
+    writer: _Writer, tensors: Tensors, config: BertConfig, index: int, x: str, sequences: str,
+    layout: str, gelu: str, output: str,
+) -> str:  # fmt: skip
+    """One transformer layer on x A rows+[H]; `sequences` is the input that tells sequences apart."""
+    here, there = f"layer_{index}", f"layers.{index}"
+    size, padded = config.head_size, padded_head_size(config)
+    pad = padded - size
+    kernel, bias = tensors[f"{there}.attention.qkv.kernel"], tensors[f"{there}.attention.qkv.bias"]
+    out = tensors[f"{there}.attention.out.kernel"]
+    if pad:  # zeros in a head's query and key add nothing to its scores; those in its value meet zero rows of `out`
+        kernel, bias = _pad_heads(kernel, size, pad, axis=-1), _pad_heads(bias, size, pad, axis=-1)
+        out = _pad_heads(out, size, pad, axis=0)
+
+    qkv = _linear(writer, f"{here}/attention/qkv", f"{there}.attention.qkv", x, kernel, bias)  # rows+[3 N D]
+    context = writer.retort(
+        f"{here}/attention/context", "attention", [qkv, sequences],
+        num_heads=config.heads, scale=size**-0.5, layout=layout,
+    )  # fmt: skip
+    update = _linear(writer, f"{here}/attention/out", f"{there}.attention.out", context, out, None)
+    x = _skip_norm(writer, tensors, f"{here}/attention/norm", f"{there}.attention", update, x, config)
+
+    kernel, bias = tensors[f"{there}.ffn.in.kernel"], tensors[f"{there}.ffn.in.bias"]
+    if gelu == "tanh":
+        inner = _linear(writer, f"{here}/ffn/in", f"{there}.ffn.in", x, kernel, bias, op="linear_gelu")  # rows+[I]
+    else:
+        inner = _linear(writer, f"{here}/ffn/in", f"{there}.ffn.in", x, kernel, bias)
+        inner = writer.retort(f"{here}/ffn/gelu", "gelu", [inner], approximate="none")
+    update = _linear(writer, f"{here}/ffn/out", f"{there}.ffn.out", inner, tensors[f"{there}.ffn.out.kernel"], None)
+    return _skip_norm(writer, tensors, f"{here}/ffn/norm", f"{there}.ffn", update, x, config, output)
+
+
+def _linear(writer, name, source, x, kernel, bias, op="linear") -> str:
+    """x W + b. Where the layer norm that follows adds the bias, in float32, b is one vector of zeros for all."""
+    zeros = f"zeros.{kernel.shape[1]}"
+    weight = writer.weight(f"{source}.kernel", kernel)
+    plus = writer.weight(zeros, np.zeros(kernel.shape[1])) if bias is None else writer.weight(f"{source}.bias", bias)
+    return writer.retort(name, op, [x, weight, plus])
+
+
+def _skip_norm(writer, tensors, name, source, update, x, config, output="") -> str:
+    bias = writer.weight(f"{source}.out.bias", tensors[f"{source}.out.bias"])
+    norm = _norm_weights(writer, tensors, f"{source}.norm")
+    inputs = [update, x, bias, *norm]
+    return writer.retort(name, "skip_layer_norm", inputs, output, epsilon=config.layer_norm_epsilon)
+
+
+def _norm_weights(writer: _Writer, tensors: Tensors, source: str) -> list[str]:
+    return [writer.weight(name, tensors[name], TensorProto.FLOAT) for name in _names(source, "scale", "offset")]
+
+
+def _names(stem: str, *words: str) -> list[str]:
+    return [f"{stem}.{word}" for word in words]
+
+
+def _pad_heads(array: np.ndarray, size: int, pad: int, axis: int) -> np.ndarray:
+    """Zeros behind every `size` entries of an axis: [..., heads * size] -> [..., heads * (size + pad)]."""
+    axis %= array.ndim
+    before, after = array.shape[:axis], array.shape[axis + 1 :]
+    split = array.reshape(*before, -1, size, *after)
+    widths = [(0, pad) if place == axis + 1 else (0, 0) for place in range(split.ndim)]
+    return np.pad(split, widths).reshape(*before, -1, *after)
+
+
+def _span_head(writer: _Writer, tensors: Tensors, x: str) -> None:
+    """float32 from here on: x W + b [..., 2], whose columns are the start and the end logits."""
+    kernel, bias = (writer.weight(name, tensors[name], TensorProto.FLOAT) for name in _names("span", "kernel", "bias"))
+    wide = writer.op("head/cast", "Cast", [x], to=TensorProto.FLOAT)
+    product = writer.op("head/product", "MatMul", [wide, kernel])
+    both = writer.op("head/logits", "Add", [product, bias])
+    for column, name in enumerate(("start_logits", "end_logits")):
+        index = writer.weight(f"head/column_{column}", np.array(column), TensorProto.INT64)
+        writer.op(f"head/{name}", "Gather", [both, index], name, axis=-1)

@@ -1,0 +1,142 @@
+"""The things the gate compares: Keras on the checkpoint, and ONNX files and plans with marked outputs.
+
+Keras is the only reason for TensorFlow in this folder; it is imported when a `Keras` is made.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from data.features import Features
+from export.checkpoint import Checkpoint
+from export.comparison import Logits
+from export.first_difference import Runner, Values, mark
+from serve.packed import ROWS, Packed, cut
+
+KERAS_TOKENS = 8192  # a forward pass, padding included
+ENDS = "layer_{}/ffn/norm"
+
+
+class Keras:
+    """The checkpoint as it was trained: Keras, float32."""
+
+    def __init__(self, checkpoint: Checkpoint):
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's greetings hide what matters
+        import tensorflow as tf
+
+        from model.heads import SpanModel
+
+        tf.config.experimental.enable_tensor_float_32_execution(False)  # the reference is float32 on a GPU, too
+        for gpu in tf.config.list_physical_devices("GPU"):
+            tf.config.experimental.set_memory_growth(gpu, True)  # or nothing is left for TensorRT
+        self.model: Any = SpanModel(checkpoint.config)
+        for name, variable in self.model.names().items():
+            variable.assign(checkpoint.tensors[name])
+        shape = tf.TensorSpec((None, None), tf.int32)
+        self._forward = tf.function(self.model, input_signature=[shape] * 3, autograph=False)
+
+    def logits(self, features: Features) -> Logits:
+        """Start and end logits of every window, in the order of the features."""
+        start: list = [None] * len(features)
+        end: list = [None] * len(features)
+        groups = cut(features.length, KERAS_TOKENS, 256, padded=True)
+        for rows in tqdm(groups, "Keras", unit="batch", leave=False, mininterval=1.0):
+            batch = features.assemble(rows, int(features.length[rows].max()))
+            results = self._forward(batch["token_ids"], batch["segment_ids"], batch["padding_mask"])
+            first, last = (result.numpy() for result in results)  # [B, S]
+            for place, row in enumerate(rows):
+                length = features.length[row]
+                start[row], end[row] = first[place, :length], last[place, :length]
+        return start, end
+
+    def ends(self, batch: Packed) -> Runner:
+        """The outputs of the embeddings and of every layer for these sequences."""
+        inputs, mask = padded(batch)
+        arguments = [inputs[name] for name in ("token_ids", "segment_ids", "padding_mask")]
+        hidden = self.model.encoder(*arguments, want=("hidden",)).hidden
+        names = ["embeddings", *(ENDS.format(index) for index in range(len(hidden) - 1))]
+        values = {name: array.numpy()[mask] for name, array in zip(names, hidden, strict=True)}
+        return lambda wanted: {name: values[name] for name in wanted}
+
+
+def session_logits(session: Any, features: Features, title: str) -> Logits:
+    """Start and end logits of every window by a `serve.session.Session`."""
+    start: list = [None] * len(features)
+    end: list = [None] * len(features)
+    profile = session.manifest.profile
+    most = profile.tokens.most if profile.tokens else profile.batch.most * profile.length.most
+    for rows in tqdm(cut(features.length, most, profile.batch.most), title, unit="batch", leave=False, mininterval=1.0):
+        batch = Packed.windows(features, rows)
+        first, last = session.run(batch)  # [T]
+        for row, one, other in zip(
+            rows, np.split(first, batch.cu_seqlens[1:-1]), np.split(last, batch.cu_seqlens[1:-1]), strict=True
+        ):
+            start[row], end[row] = one, other
+    return start, end
+
+
+def onnx_runner(model: Path, batch: Packed, layout: str) -> Runner:
+    """Intermediate outputs of an ONNX file on ONNX Runtime's CPU."""
+
+    def run(names: list[str]) -> Values:
+        with marked(model, names) as copy:
+            file = OnnxFile(copy, layout)
+        return dict(zip(names, file.run(batch), strict=True))
+
+    return run
+
+
+class OnnxFile:
+    """An ONNX file on ONNX Runtime's CPU."""
+
+    def __init__(self, path: Path, layout: str):
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.log_severity_level = 3  # errors; that it computes float16 in float32 is no news
+        self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self._layout = layout
+        self._inputs = {item.name for item in self._session.get_inputs()}
+
+    def run(self, batch: Packed) -> list[np.ndarray]:
+        """All outputs in the file's order, [T, ...] each."""
+        inputs, mask = inputs_of(batch, self._layout)
+        outputs = self._session.run(None, {name: array for name, array in inputs.items() if name in self._inputs})
+        return [real(np.asarray(array), mask) for array in outputs]
+
+
+@contextmanager
+def marked(model: Path, names: list[str]) -> Iterator[Path]:
+    """`mark`'s copy for as long as it is needed."""
+    copy = mark(model, names)
+    try:
+        yield copy
+    finally:
+        copy.unlink()
+
+
+def inputs_of(batch: Packed, layout: str) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+    """A network's inputs, and for the padded layout where its real tokens are: bool [B, S]."""
+    if layout == "packed":
+        return {name: getattr(batch, name) for name in (*ROWS, "cu_seqlens")}, None
+    return padded(batch)
+
+
+def padded(batch: Packed) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """token_ids, segment_ids, padding_mask int32 [B, S], and that mask as bool."""
+    mask = batch.mask(len(batch), int(batch.lengths.max()))
+    inputs = {"padding_mask": mask.astype(np.int32)}
+    for name in ("token_ids", "segment_ids"):
+        inputs[name] = np.zeros(mask.shape, np.int32)
+        inputs[name][mask] = getattr(batch, name)
+    return inputs, mask
+
+
+def real(array: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+    """[T, ...] from [T, ...], or from [B, S, ...] without its padding."""
+    return array if mask is None else array[mask]
