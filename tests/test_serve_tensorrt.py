@@ -1,0 +1,177 @@
+"""The TensorRT session's order of work, on a GPU made of numpy: slots, events, buckets, graphs."""
+
+import itertools
+import threading
+
+import numpy as np
+import pytest
+import serve_kit
+from fake_cuda import FakeCuda, FakePlan
+
+from configs.errors import UserError
+from serve import buckets
+from serve.buckets import Buckets
+from serve.manifest import read
+from serve.tensorrt_session import TensorrtSession
+
+
+@pytest.fixture(scope="module")
+def manifests(tmp_path_factory):
+    place = tmp_path_factory.mktemp("engines")
+    return {layout: read(serve_kit.write(place / layout, layout)) for layout in ("packed", "padded")}
+
+
+def session(manifest, seed=0, **how):
+    cuda = FakeCuda(seed)
+    plan = FakePlan(cuda, fail_in_capture=how.pop("fail_in_capture", False))
+    return TensorrtSession(manifest, plan, cuda, **how), cuda, plan
+
+
+def random_batch(random):
+    return serve_kit.batch(*random.integers(1, 20, random.integers(1, 9)), seed=int(random.integers(1000)))
+
+
+def assert_right(found, batch):
+    for got, want in zip(found, serve_kit.expected(batch), strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+@pytest.mark.parametrize("seed", range(6))
+def test_batches_under_way_together_get_their_own_logits_whatever_the_gpu_does_first(manifests, layout, seed):
+    random = np.random.default_rng(seed)
+    tested, _, _ = session(manifests[layout], seed)
+    waiting = []
+    for _ in range(60):
+        batch = random_batch(random)
+        waiting.append((tested.submit(batch), batch))
+        while waiting and random.random() < 0.45:  # in any order, some long after others were submitted
+            ticket, batch = waiting.pop(random.integers(len(waiting)))
+            assert_right(tested.result(ticket), batch)
+    for ticket, batch in waiting:
+        assert_right(tested.result(ticket), batch)
+        assert_right(tested.result(ticket), batch)
+
+
+def test_a_shape_runs_plainly_once_and_then_by_a_graph_for_each_slot(manifests):
+    tested, cuda, plan = session(manifests["packed"])
+    for seed in range(8):
+        batch = serve_kit.batch(5, 9, seed=seed)
+        assert_right(tested.run(batch), batch)
+    assert plan.executed == [(64, 2)] * 3  # plainly in slot 0, captured in slot 1, captured in slot 0
+    assert (cuda.captured, cuda.launched) == (2, 7)
+    assert_right(tested.run(serve_kit.batch(5, 9, 3)), serve_kit.batch(5, 9, 3))
+    assert plan.executed[-1] == (64, 4)
+    assert tested.notes == ["2 CUDA graphs captured for 2 shapes"]
+
+
+def test_the_number_of_graphs_is_bounded_and_the_one_unused_for_longest_goes(manifests):
+    tested, cuda, plan = session(manifests["packed"], most_graphs=4)
+
+    def run(*lengths, times=4):
+        for seed in range(times):
+            batch = serve_kit.batch(*lengths, seed=seed)
+            assert_right(tested.run(batch), batch)
+            assert sum(kind == "graph" for kind, _ in cuda.alive) <= 4
+
+    for lengths in ((3,), (3, 3), (3,), (40, 30)):  # two graphs a shape; the last one's place is that of (3, 3)
+        run(*lengths)
+    before = len(plan.executed)
+    run(3)
+    assert len(plan.executed) == before
+    run(3, 3)
+    assert len(plan.executed) > before
+
+def test_no_graphs_are_captured_where_none_are_allowed(manifests):
+    tested, cuda, plan = session(manifests["packed"], most_graphs=0)
+    for _ in range(4):
+        assert_right(tested.run(serve_kit.batch(5)), serve_kit.batch(5))
+    assert (cuda.captured, len(plan.executed)) == (0, 4)
+
+
+def test_a_capture_that_fails_is_noted_once_and_the_batch_is_computed_all_the_same(manifests):
+    tested, cuda, _ = session(manifests["packed"], fail_in_capture=True)
+    for seed in range(5):
+        batch = serve_kit.batch(4, 4, seed=seed)
+        assert_right(tested.run(batch), batch)
+    assert cuda.captured == 0
+    assert [note for note in tested.notes if "not capturable" in note] == [
+        "CUDA graphs are off: the capture of (64, 2) failed (not capturable)"
+    ]
+
+
+def test_a_batch_that_is_refused_leaves_the_session_as_it_was(manifests):
+    tested, _, _ = session(manifests["packed"])
+    good = serve_kit.batch(5, 6)
+    ticket = tested.submit(good)
+    for lengths in ((65,), (1,) * 9):
+        with pytest.raises(UserError):
+            tested.submit(serve_kit.batch(*lengths))
+    assert_right(tested.result(ticket), good)
+
+
+def test_closing_keeps_what_was_submitted_and_gives_everything_back(manifests):
+    tested, cuda, plan = session(manifests["packed"])
+    batches = [serve_kit.batch(5, seed=seed) for seed in range(5)]
+    with tested:
+        tickets = [tested.submit(batch) for batch in batches]
+    for ticket, batch in zip(tickets, batches, strict=True):
+        assert_right(ticket.values, batch)
+    assert not cuda.alive
+    assert plan.saved == 1
+
+
+def test_threads_may_share_a_session(manifests):
+    tested, _, _ = session(manifests["packed"])
+    failures = []
+
+    def work(seed):
+        random = np.random.default_rng(seed)
+        for _ in range(30):
+            batch = random_batch(random)
+            try:
+                assert_right(tested.run(batch), batch)
+            except AssertionError as error:
+                failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
+def test_buckets_hold_every_batch_of_the_profile_and_waste_little(manifests):
+    assert buckets.steps(1, 700, buckets.TOKEN_STEPS)[-4:] == (448, 512, 640, 700)
+    sizes = buckets.steps(1, 16384, buckets.TOKEN_STEPS)
+    assert len(sizes) <= 64
+    assert all(later - size <= max(64, size / 4) for size, later in itertools.pairwise(sizes))
+    assert buckets.doubling(1, 32) == (1, 2, 4, 8, 16, 32)
+    assert buckets.doubling(3, 20) == (3, 4, 8, 16, 20)
+    found = Buckets(manifests["packed"])
+    largest = found.largest()
+    assert largest.key == (160, 8)
+    random = np.random.default_rng(0)
+    for batch in [serve_kit.batch(20, 64, 64), *(random_batch(random) for _ in range(100))]:
+        bucket = found.of(batch)
+        assert bucket.key[0] >= batch.tokens
+        assert bucket.key[1] >= len(batch)
+        assert bucket.input_words <= largest.input_words
+        assert all(word % buckets.ALIGN == 0 for word, _ in [*bucket.inputs.values(), *bucket.outputs.values()])
+
+
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+def test_a_bucket_leaves_nothing_of_the_batch_before(manifests, layout):
+    found = Buckets(manifests[layout])
+    words = np.full(found.largest().input_words, 2**30, np.int32)
+    for batch in (serve_kit.batch(20, 20, 19), serve_kit.batch(3, 2, 1)):
+        bucket = found.of(batch)
+        bucket.write(batch, words)
+        arrays = bucket._arrays(words, bucket.inputs)
+        assert arrays["token_ids"].sum() == batch.token_ids.sum()
+        assert arrays["segment_ids"].sum() == batch.segment_ids.sum()
+        if layout == "packed":
+            assert arrays["cu_seqlens"].tolist() == [*batch.cu_seqlens, batch.tokens]  # 3 sequences in a bucket of 4
+        else:
+            assert arrays["padding_mask"].sum(axis=1).tolist() == [*batch.lengths, 0]
