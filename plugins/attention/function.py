@@ -7,6 +7,8 @@ keys whatever the sequences are: right everywhere, and nothing to be fast with.
 import onnx
 from onnx import TensorProto, helper
 
+from plugins import DOMAIN
+
 _DARK = -1e9  # added to float32 scores that must not count: exp() of it is 0, and it is finite where all are dark
 
 
@@ -39,7 +41,7 @@ def build(dtype: int, *, layout: str = "packed") -> onnx.FunctionProto:
         _node("Reshape", "context_split joined_shape", "context"),
     ]
     return helper.make_function(
-        "retort", "attention", ["qkv", where], ["context"], nodes, [helper.make_opsetid("", 20)],
+        DOMAIN, "attention", ["qkv", where], ["context"], nodes, [helper.make_opsetid("", 20)],
         attributes=["num_heads", "scale", "layout", "plugin_namespace", "plugin_version"],
     )  # fmt: skip
 

@@ -136,15 +136,27 @@ def _find_padded(padding_mask, length, slot, BLOCK_M: tl.constexpr, BLOCK_N: tl.
 
 
 def variants(
-    shapes: dict[str, tuple[int, ...]], dtype: str, *, num_heads: int, scale: float, layout: str
+    shapes: dict[str, tuple[int, ...]],
+    dtype: str,
+    *,
+    num_heads: int,
+    layout: str,
+    scale: float = 1.0,
+    block_m: int | None = None,
+    block_n: int = 64,
+    warps: int | None = None,
+    stages: int = 2,
 ) -> list[Variant]:
-    """The two kernels for qkv of this width: 128 queries a program where there are many, 64 where there are few."""
+    """The two kernels for qkv of this width: "wide" for many tokens, "narrow" for few (plugin.py says how many).
+
+    scale is an argument of the launch, compiled into nothing. The last four are for benches, to try others.
+    """
     head_size = shapes["qkv"][-1] // (3 * num_heads)
     pointer = f"*{SHORT[dtype]}"
-    # From block_m 128 on 8 warps: 4 would hold twice the rows in registers each, and spill on 8.0 and 12.0.
+    # 128 queries need 8 warps: 4 would hold twice the rows in registers each, and spill on 8.6 and 12.0.
     return [
         Variant(
-            name=f"attention-{layout}-{num_heads}x{head_size}-{block_m}-{dtype}",
+            name=f"attention-{layout}-{num_heads}x{head_size}-{kind}-{dtype}",
             module=__name__,
             function="attention_kernel",
             signature={
@@ -152,17 +164,18 @@ def variants(
             },
             constants={
                 "HEADS": num_heads, "HEAD_SIZE": head_size, "PACKED": layout == "packed",
-                "BLOCK_D": max(16, 1 << (head_size - 1).bit_length()), "BLOCK_M": block_m, "BLOCK_N": 64, "LOOK": 128,
+                "BLOCK_D": max(16, 1 << (head_size - 1).bit_length()),
+                "BLOCK_M": block_m or queries, "BLOCK_N": block_n, "LOOK": 128,
             },
             aligned=("qkv", "y"),
-            num_warps=num_warps,
-            num_stages=2,
+            num_warps=warps or usual_warps,
+            num_stages=stages,
         )
-        for block_m, num_warps in ((128, 8), (64, 4))
+        for kind, queries, usual_warps in (("wide", 128, 8), ("narrow", 64, 4))
     ]  # fmt: skip
 
 
 def needed(sizes: Sizes, dtype: str) -> list[Variant]:
-    """What an engine of this model needs; scale is not compiled in."""
+    """What an engine of this model needs."""
     shapes = {"qkv": (1, 3 * sizes.heads * sizes.head_size)}
-    return variants(shapes, dtype, num_heads=sizes.heads, scale=1.0, layout=sizes.layout)
+    return variants(shapes, dtype, num_heads=sizes.heads, layout=sizes.layout)

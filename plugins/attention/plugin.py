@@ -8,10 +8,9 @@ from plugins.launch import Launch
 from plugins.registration import Plugin
 
 LOG2_E = math.log2(math.e)
-# Queries a program takes. 128 reads k and v half as often as 64; 64 makes twice as many programs, for when there are
-# fewer than WIDE_FROM of the large ones, which is two for each of an H100's 132 multiprocessors.
-WIDE, NARROW = 128, 64
-WIDE_FROM = 264
+# The wide kernel takes 128 queries a program and reads k and v half as often as the narrow one, with 64. The narrow one
+# makes twice as many programs: it is for fewer than two wide ones for each of an H100's 132 multiprocessors.
+WIDE_QUERIES, WIDE_FROM = 128, 264
 
 
 class Attention(Plugin):
@@ -43,8 +42,8 @@ class Attention(Plugin):
         if layout == "padded" and tuple(shapes["where"]) != tuple(rows):
             raise ValueError(f"attention: padding_mask {list(shapes['where'])} for qkv {list(shapes['qkv'])}")
         sequences, length = (shapes["where"][0] - 1, tokens) if layout == "packed" else rows
-        wide = heads * (tokens // WIDE) >= WIDE_FROM
-        kernel = f"attention-{layout}-{heads}x{size}-{WIDE if wide else NARROW}-{dtype}"
+        wide = heads * (tokens // WIDE_QUERIES) >= WIDE_FROM
+        kernel = f"attention-{layout}-{heads}x{size}-{'wide' if wide else 'narrow'}-{dtype}"
         block = kernels[kernel].constants["BLOCK_M"]
         slots = tokens // block + sequences + 1 if layout == "packed" else sequences * -(-length // block)
         if slots > 65535 or tokens * width >= 2**31:  # CUDA's limit of a grid's second axis; int32 offsets

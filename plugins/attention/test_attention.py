@@ -1,6 +1,7 @@
 """Attention: reference, ONNX function, kernel and engine say the same, and nonsense lengths stay harmless."""
 
 import dataclasses
+from collections import defaultdict
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from plugins.attention import plugin, reference
 from plugins.attention.cases import CASES
 from plugins.attention.plugin import Attention
 from plugins.compile import Sizes, compile_kernel, needed
+from plugins.device import Device
 from plugins.numpy_tensor import Job, run_interpreted
 
 CASE = {case.name: case for case in CASES}
@@ -115,8 +117,8 @@ def test_many_tokens_take_the_wide_kernel():
         (launch,) = attention.launches(shapes, "float16", {variant.name: variant for variant in made})
         return launch.kernel, launch.grid
 
-    assert kernel(32 * 128, 32) == ("attention-packed-12x64-128-float16", (12, 65))
-    assert kernel(128, 1) == ("attention-packed-12x64-64-float16", (12, 4))
+    assert kernel(32 * 128, 32) == ("attention-packed-12x64-wide-float16", (12, 65))
+    assert kernel(128, 1) == ("attention-packed-12x64-narrow-float16", (12, 4))
 
 
 @pytest.mark.parametrize(("values", "qkv", "where", "words"), [
@@ -128,13 +130,13 @@ def test_many_tokens_take_the_wide_kernel():
     ({"layout": "ragged"}, (4, 48), (2,), "'ragged'"),
     ({"layout": "padded"}, (2, 4, 48), (2, 5), "padding_mask [2, 5]"),
     ({"scale": 0.0}, (4, 48), (2,), "above 0"),
-    ({}, (2**27, 48), (2,), "smaller batches"),
+    ({"num_heads": 16}, (2**20, 6144), (2,), "smaller batches"),
     ({}, (4, 48), (70000,), "smaller batches"),
 ])  # fmt: skip
 def test_what_the_kernel_cannot_do_is_refused_in_words(values, qkv, where, words):
     attention = Attention(values)
-    made = dict.fromkeys((f"attention-packed-1x16-{block}-float16" for block in (64, 128)), legs.variants(
-        "attention", TINY, {"qkv": (1, 24)}, "float16")["attention-packed-1x8-64-float16"])  # fmt: skip
+    any_kernel = legs.variants("attention", TINY, {"qkv": (1, 24)}, "float16")["attention-packed-1x8-narrow-float16"]
+    made = defaultdict(lambda: any_kernel)
     with pytest.raises(ValueError) as raised:
         attention.launches({"qkv": qkv, "where": where}, "float16", made)
     assert words in str(raised.value)
@@ -171,3 +173,22 @@ def test_tensorrt_takes_the_plugin_only_where_it_is_registered(name, dtype):
     trt = tensorrt_flavour.load("tensorrt_rtx")
     assert one_node.build(trt, "attention", CASE[name], dtype, names=["attention"])[1] == 1
     assert one_node.build(trt, "attention", CASE[name], dtype, names=[])[1] == 0
+
+
+ON_GPU = [(case, dtype) for case in CASES for dtype in ("float16", "bfloat16")]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("case", "dtype"), ON_GPU, ids=lambda item: getattr(item, "name", item))
+@pytest.mark.parametrize("wide", [False, True], ids=["narrow", "wide"])
+def test_the_launched_kernel_is_the_reference(case, dtype, wide, monkeypatch):
+    monkeypatch.setattr(plugin, "WIDE_FROM", 0 if wide else plugin.WIDE_FROM)
+    given = legs.inputs("attention", case, dtype)
+    with Device() as device:
+        right(legs.launched(device, "attention", case, given, dtype), case, given, dtype)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("case", "dtype"), ON_GPU, ids=lambda item: getattr(item, "name", item))
+def test_the_engine_is_the_reference(case, dtype):
+    one_node.assert_engine_right("tensorrt_rtx", "attention", case, dtype)
