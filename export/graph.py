@@ -134,7 +134,7 @@ class _Writer:
             numpy_dtype = helper.tensor_dtype_to_np_dtype(self.dtype if dtype is None else dtype)
             if numpy_dtype == np.float16:
                 _refuse_overflow(name, array)
-            self.weights[name] = numpy_helper.from_array(array.astype(numpy_dtype, order="C"), name)
+            self.weights[name] = numpy_helper.from_array(array.astype(numpy_dtype), name)
         return name
 
     def model(self, title: str, inputs, outputs, functions) -> onnx.ModelProto:
