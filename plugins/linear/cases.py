@@ -1,0 +1,48 @@
+"""Shapes of linear: small ones that go wrong first, and those that the bench times."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Case:
+    """x rows + [inputs] times weight [inputs, outputs]."""
+
+    name: str
+    note: str
+    rows: tuple[int, ...]
+    inputs: int  # K
+    outputs: int  # M
+    attributes: dict = field(default_factory=dict)  # the node has none
+
+
+CASES = [
+    Case("packed", "three different lengths, so that no two axes can be mistaken for each other", (24,), 16, 40),
+    Case("padded", "rows have two axes", (3, 5), 32, 8),
+    Case("one token", "a vector times a matrix", (1,), 64, 16),
+    Case("odd tokens", "a packed batch has any number of them", (37,), 48, 96),
+    Case("odd widths", "rows that start at addresses no vector load likes", (7,), 13, 9),
+    Case("wide", "more products to a sum than a float16 sum survives", (4,), 2048, 8),
+]
+
+# Per layer of an encoder: qkv, attention.out, ffn.in (with GELU), ffn.out.
+BENCH_CASES = [
+    Case(f"{model} {batch}x{length} {name}", name, (batch * length,), inputs, outputs)
+    for model, hidden, ffn in (("base", 768, 3072), ("minilm", 384, 1536))
+    for batch, length in ((1, 128), (8, 128), (32, 128), (32, 384))
+    for name, inputs, outputs in (
+        ("qkv", hidden, 3 * hidden), ("attention.out", hidden, hidden),
+        ("ffn.in", hidden, ffn), ("ffn.out", ffn, hidden),
+    )
+]  # fmt: skip
+
+
+def inputs(case: Case, rng: np.random.Generator, dtype) -> dict[str, np.ndarray]:
+    """x, weight and bias in dtype; sums lie around -3..3, where GELU bends."""
+    weight = rng.standard_normal((case.inputs, case.outputs)) / np.sqrt(case.inputs)
+    return {
+        "x": rng.standard_normal((*case.rows, case.inputs)).astype(dtype),
+        "weight": weight.astype(dtype),
+        "bias": rng.standard_normal(case.outputs).astype(dtype),
+    }

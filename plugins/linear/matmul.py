@@ -1,0 +1,215 @@
+"""One product with bias and GELU by cuBLASLt: described once for a shape, then called with hardly any Python.
+
+Which algorithm is fastest depends on the shape and the GPU. cuBLASLt guesses well, and lists what it would try next;
+the first few are timed the first time that a shape runs, unless it is being captured. The choice holds for all layers
+and for about as many tokens. Two runs may thus choose differently, and differ in the last bit.
+"""
+
+import math
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from plugins.launch import check, driver
+from plugins.linear.product import Product
+
+WORKSPACE = 32 << 20  # bytes: what NVIDIA advises for 9.0 and later; shared by all layers of an engine
+ALIGNMENT = 16  # bytes: what the algorithms may rely on, and a call checks
+CANDIDATES = 8  # algorithms to time for a shape, the likeliest first; 1 takes cuBLASLt's own choice
+CALLS, REPLAYS = 10, 3  # calls in a timed graph, and times it is replayed; the fastest replay counts
+ADVICE = "widths that are multiples of 8 always have one"
+
+_lock = threading.RLock()
+_handles: dict[int, int] = {}  # by CUDA context; a handle is for the GPU it was made on
+_winners: dict[tuple, np.ndarray] = {}  # by context and size class: the fastest algorithm, as cuBLASLt describes it
+_ONE, _ZERO = np.ones(1, np.float32), np.zeros(1, np.float32)
+
+
+class MatmulError(RuntimeError):
+    """cuBLASLt refused a call; the message has the shapes and cuBLASLt's name of the error."""
+
+
+class Matmul:
+    """A product's descriptors and algorithm, in the current CUDA context. For one thread at a time.
+
+    Raises ValueError where cuBLASLt knows no algorithm for the product.
+    """
+
+    def __init__(self, product: Product) -> None:
+        self.product, self._cuda = product, driver()
+        self._library = library = cublaslt()
+        self._context = int(check(self._cuda.cuCtxGetCurrent(), "asking for the CUDA context"))
+        with _lock:
+            if self._context not in _handles:
+                _handles[self._context] = library.create()
+            self._handle = _handles[self._context]
+        code = _data_type(product.dtype)
+        self._descriptor = library.matmul_desc_create(*_float32_compute())
+        self._layouts = [library.matrix_layout_create(code, *matrix) for matrix in (product.a, product.b, product.d)]
+        weakref.finalize(self, _destroy, library, self._descriptor, self._layouts).atexit = False
+        self._describe("EPILOGUE", int(library.Epilogue[product.epilogue]))
+        self._point_to_bias(ALIGNMENT)  # not null, so that cuBLASLt believes in it; nothing is read there
+        self._candidates = self._ask()
+        self._algorithm = self._candidates[0]
+        self._chosen = len(self._candidates) == 1
+
+    def __call__(self, stream: int, x: int, weight: int, bias: int, y: int, workspace: int) -> None:
+        """Enqueue on a stream, all by address; workspace has WORKSPACE bytes. May be captured into a CUDA graph.
+
+        The first call for a size class that is not being captured waits for the stream and times the candidates.
+        """
+        if (x | weight | bias | y | workspace) % ALIGNMENT:
+            raise ValueError(f"{self.product}: an address is not a multiple of {ALIGNMENT}")
+        if bias != self._bias:
+            self._point_to_bias(bias)
+        call = (weight, x, y, workspace)
+        if not self._chosen:
+            self._choose(stream, call)
+        self._multiply(self._algorithm, stream, *call)
+
+    def _multiply(self, algorithm: np.ndarray, stream: int, a: int, b: int, d: int, workspace: int) -> None:
+        layout_a, layout_b, layout_d = self._layouts
+        try:
+            self._library.matmul(
+                self._handle, self._descriptor, _ONE.ctypes.data, a, layout_a, b, layout_b,
+                _ZERO.ctypes.data, d, layout_d, d, layout_d, algorithm.ctypes.data, workspace, WORKSPACE, stream,
+            )  # fmt: skip
+        except self._library.cuBLASLtError as error:
+            raise MatmulError(f"{self.product}: cuBLASLt failed: {error}") from error
+
+    def _point_to_bias(self, address: int) -> None:
+        self._describe("BIAS_POINTER", address)
+        self._bias = address
+
+    def _describe(self, name: str, value: int) -> None:
+        attribute = int(self._library.MatmulDescAttribute[name])
+        held = np.array([value], self._library.get_matmul_desc_attribute_dtype(attribute))
+        self._library.matmul_desc_set_attribute(self._descriptor, attribute, held.ctypes.data, held.nbytes)
+
+    def _ask(self) -> list[np.ndarray]:
+        """The algorithms that cuBLASLt thinks fit, the likeliest first; each as it wants it back."""
+        library = self._library
+        wishes = {"MAX_WORKSPACE_BYTES": WORKSPACE} | {f"MIN_ALIGNMENT_{m}_BYTES": ALIGNMENT for m in "ABCD"}
+        preference = library.matmul_preference_create()
+        try:
+            for name, value in wishes.items():
+                attribute = int(library.MatmulPreferenceAttribute[name])
+                held = np.array([value], library.get_matmul_preference_attribute_dtype(attribute))
+                library.matmul_preference_set_attribute(preference, attribute, held.ctypes.data, held.nbytes)
+            found: Any = np.zeros(CANDIDATES, library.matmul_heuristic_result_dtype)
+            count = np.zeros(1, np.int32)
+            layout_a, layout_b, layout_d = self._layouts
+            library.matmul_algo_get_heuristic(
+                self._handle, self._descriptor, layout_a, layout_b, layout_d, layout_d,
+                preference, CANDIDATES, found.ctypes.data, count.ctypes.data,
+            )  # fmt: skip
+        except library.cuBLASLtError as error:
+            raise ValueError(f"{self.product}: cuBLASLt knows no algorithm ({error}); {ADVICE}") from error
+        finally:
+            library.matmul_preference_destroy(preference)
+        good = [found[i : i + 1]["algo"].copy() for i in range(count[0]) if found[i]["state"] == 0]
+        if not good:
+            raise ValueError(f"{self.product}: cuBLASLt knows no algorithm; {ADVICE}")
+        return good
+
+    def _choose(self, stream: int, call: tuple[int, int, int, int]) -> None:
+        """Take the size class's algorithm, timing the candidates if it has none yet and nobody is capturing."""
+        key = (self._context, *self.product.size_class)
+        with _lock:
+            if key not in _winners:
+                if int(check(self._cuda.cuStreamIsCapturing(stream), "asking whether a stream is capturing")):
+                    return  # cuBLASLt's first candidate for now
+                check(self._cuda.cuStreamSynchronize(stream), "waiting before algorithms are timed")
+                times = [
+                    milliseconds(self._cuda, lambda timed, one=one: self._multiply(one, timed, *call))
+                    for one in self._candidates
+                ]
+                _winners[key] = self._candidates[int(np.argmin(times))]
+            winner = _winners[key]
+        if self._fits(winner):
+            self._algorithm = winner
+        self._chosen = True
+
+    def _fits(self, algorithm: np.ndarray) -> bool:
+        """Whether an algorithm chosen for about as many tokens does for these."""
+        result: Any = np.zeros(1, self._library.matmul_heuristic_result_dtype)
+        layout_a, layout_b, layout_d = self._layouts
+        try:
+            self._library.matmul_algo_check(
+                self._handle, self._descriptor, layout_a, layout_b, layout_d, layout_d,
+                algorithm.ctypes.data, result.ctypes.data,
+            )  # fmt: skip
+        except self._library.cuBLASLtError:
+            return False
+        return bool(result[0]["state"] == 0 and result[0]["workspace_size"] <= WORKSPACE)
+
+
+def milliseconds(cuda: Any, call: Callable[[int], None]) -> float:
+    """Time of one call(stream) on the GPU, inf where it fails.
+
+    CALLS of them are replayed from a CUDA graph, so Python's own time does not count. They find their inputs in the L2
+    cache, which flatters all candidates alike.
+    """
+    stream = check(cuda.cuStreamCreate(int(cuda.CUstream_flags.CU_STREAM_NON_BLOCKING)), "making a stream")
+    events = [check(cuda.cuEventCreate(0), "making an event") for _ in range(2)]
+    graph = run = None
+    try:
+        call(int(stream))  # outside of the capture: this may load code
+        mode = cuda.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        check(cuda.cuStreamBeginCapture(stream, mode), "capturing what is timed")
+        try:
+            for _ in range(CALLS):
+                call(int(stream))
+        finally:
+            ended, graph = cuda.cuStreamEndCapture(stream)
+        check((ended,), "capturing what is timed")
+        run = check(cuda.cuGraphInstantiate(graph, 0), "instantiating what is timed")
+        best = math.inf
+        for replay in range(REPLAYS + 1):
+            check(cuda.cuEventRecord(events[0], stream), "timing")
+            check(cuda.cuGraphLaunch(run, stream), "timing")
+            check(cuda.cuEventRecord(events[1], stream), "timing")
+            check(cuda.cuStreamSynchronize(stream), "timing")
+            if replay:  # the first one warms up
+                best = min(best, check(cuda.cuEventElapsedTime(*events), "timing") / CALLS)
+        return best
+    except MatmulError:
+        return math.inf
+    finally:
+        for destroy, thing in ((cuda.cuGraphExecDestroy, run), (cuda.cuGraphDestroy, graph)):
+            if thing is not None and int(thing):
+                destroy(thing)
+        for event in events:
+            cuda.cuEventDestroy(event)
+        cuda.cuStreamDestroy(stream)
+
+
+def cublaslt() -> Any:
+    """nvmath's bindings; the library itself is opened by the first call."""
+    from nvmath.bindings import cublasLt
+
+    return cublasLt
+
+
+def _data_type(dtype: str) -> int:
+    """cudaDataType_t of "float16" or "bfloat16"."""
+    from nvmath import CudaDataType
+
+    return int({"float16": CudaDataType.CUDA_R_16F, "bfloat16": CudaDataType.CUDA_R_16BF}[dtype])
+
+
+def _float32_compute() -> tuple[int, int]:
+    """Sums and the epilogue in float32, and float32 factors before them."""
+    from nvmath import CudaDataType
+    from nvmath.bindings.cublas import ComputeType
+
+    return int(ComputeType.COMPUTE_32F), int(CudaDataType.CUDA_R_32F)
+
+
+def _destroy(library: Any, descriptor: int, layouts: list[int]) -> None:
+    library.matmul_desc_destroy(descriptor)
+    for layout in layouts:
+        library.matrix_layout_destroy(layout)
