@@ -115,7 +115,8 @@ class NumpyCublasLt:
 
 
 def _memory(address: int, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """The array at an address, to read and to write."""
+    """The array at an address, to read and to write. What lies below 4096 is nobody's memory."""
+    assert address >= 4096, f"address {address}"
     size = math.prod(shape) * np.dtype(dtype).itemsize
     return np.frombuffer(memoryview((ctypes.c_uint8 * size).from_address(address)), dtype).reshape(shape)
 
