@@ -5,6 +5,8 @@ function's body, TensorRT takes the plugin where one is registered and the body 
 """
 
 import importlib
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -53,3 +55,8 @@ def plugin(op: str) -> "type[Plugin]":
 def ops_of(names: "list[str] | tuple[str, ...] | frozenset[str] | set[str]") -> list[str]:
     """The operators that the named plugins (folders) bring: ["linear"] -> ["linear", "linear_gelu"]."""
     return [op for op, folder in OPS.items() if folder in names]
+
+
+def cache_folder(name: str) -> Path:
+    """~/.cache/retort/<name>, or $RETORT_CACHE/<name>: for what can be made again."""
+    return Path(os.environ.get("RETORT_CACHE") or Path.home() / ".cache" / "retort") / name

@@ -13,14 +13,13 @@ import hashlib
 import importlib
 import importlib.util
 import json
-import os
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from configs.errors import UserError
-from plugins import ARCHITECTURES, PLUGINS
+from plugins import ARCHITECTURES, PLUGINS, cache_folder
 from plugins.kernels import Kernel, KernelSet, write
 
 SHORT = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "int32": "i32"}  # Triton's names of our dtypes
@@ -77,7 +76,7 @@ def compile_kernel(variant: Variant, arch: int) -> Kernel:
     if arch not in ARCHITECTURES:
         raise UserError(f"no kernels can be built for sm_{arch}; --arch takes {', '.join(map(str, ARCHITECTURES))}")
     key = cache_key(variant, arch)
-    folder = cache_folder() / key[:2] / key
+    folder = cache_folder("kernels") / key[:2] / key
     if (folder / "kernels").is_dir():
         try:
             return KernelSet(folder, arch)[variant.name]
@@ -86,11 +85,6 @@ def compile_kernel(variant: Variant, arch: int) -> Kernel:
     kernel = _compile(variant, arch)
     write(folder, arch, [kernel])
     return kernel
-
-
-def cache_folder() -> Path:
-    """Where compiled kernels are kept."""
-    return Path(os.environ.get("RETORT_CACHE") or Path.home() / ".cache" / "retort") / "kernels"
 
 
 def source_hash(variant: Variant) -> str:

@@ -125,10 +125,12 @@ def _guarded(tensor: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _mend_bfloat16() -> None:
-    """Let ml_dtypes round to bfloat16: the interpreter of Triton 3.6 turns 1.999 into 1 instead of 2.
+    """Two faults of the interpreter of Triton 3.6 with bfloat16, which it keeps as uint16.
 
-    (It ORs a mantissa that overflowed into the exponent where it should add it.)
+    It rounds 1.999 to 1 instead of 2 (a mantissa that overflows is ORed into the exponent, not added): ml_dtypes does
+    it instead. And tl.dot multiplies the bits as integers: it gets float32, which holds such products without loss.
     """
+    import triton.language as tl
     from triton.runtime import interpreter
 
     known = {("fp32", "bf16"): (np.float32, ml_dtypes.bfloat16), ("bf16", "fp32"): (ml_dtypes.bfloat16, np.float32)}
@@ -141,6 +143,17 @@ def _mend_bfloat16() -> None:
         return np.ascontiguousarray(data).view(pair[0]).astype(pair[1]).view(bits)
 
     interpreter._convert_float = convert
+    dot = interpreter.InterpreterBuilder.create_dot
+
+    def widened(handle: Any) -> Any:
+        if str(handle.dtype.scalar) != "bf16":
+            return handle
+        return interpreter.TensorHandle(handle.data.view(ml_dtypes.bfloat16).astype(np.float32), tl.float32)
+
+    def create_dot(self: Any, a: Any, b: Any, *others: Any) -> Any:
+        return dot(self, widened(a), widened(b), *others)
+
+    interpreter.InterpreterBuilder.create_dot = create_dot
 
 
 def _main(folder: Path) -> None:

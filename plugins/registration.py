@@ -32,7 +32,8 @@ class Plugin:
     """What an operator is. Subclasses set the four class attributes and write `output_shape` and `launches`.
 
     op          the operator's name; its folder's, except for a folder's second operator
-    attributes  the node's attributes with their defaults, whose types (str, int, float) are the attributes' types
+    attributes  the node's attributes, each with a usual value, whose type (str, int, float) is the attribute's; a node
+                must carry them all
     inputs      names and dtypes in order: "A" for the activations' (float16 or bfloat16), "float32", "int32"
     output      dtype of the one output, called "y"
     """
@@ -146,14 +147,23 @@ def _dtype_names(trt: Any) -> dict[Any, str]:
     return {types.HALF: "float16", types.BF16: "bfloat16", types.FLOAT: "float32", types.INT32: "int32"}
 
 
-def _field(trt: Any, name: str, value: str | int | float) -> Any:
-    """An attribute as TensorRT keeps it in a plan."""
-    kind = trt.PluginFieldType
-    if isinstance(value, str):
-        return trt.PluginField(name, np.frombuffer(value.encode(), np.int8), kind.CHAR)
-    if isinstance(value, int):
-        return trt.PluginField(name, np.array([value], np.int32), kind.INT32)
-    return trt.PluginField(name, np.array([value], np.float32), kind.FLOAT32)
+class Fields:
+    """Attributes as TensorRT keeps them in a plan, `.collection`. A PluginField holds only the address of its data and
+    does not keep it alive (else the plan gets what stands there next), so whoever hands it out keeps this."""
+
+    def __init__(self, trt: Any, values: Mapping[str, str | int | float]) -> None:
+        kinds = trt.PluginFieldType
+        self.data, fields = [], []
+        for name, value in values.items():
+            if isinstance(value, str):
+                kind, data = kinds.CHAR, np.frombuffer(value.encode(), np.int8)
+            elif isinstance(value, int):
+                kind, data = kinds.INT32, np.array([value], np.int32)
+            else:
+                kind, data = kinds.FLOAT32, np.array([value], np.float32)
+            self.data.append(data)
+            fields.append(trt.PluginField(name, data, kind))
+        self.fields, self.collection = fields, trt.PluginFieldCollection(fields)
 
 
 def _value(field: Any, default: str | int | float) -> str | int | float:
@@ -172,12 +182,15 @@ def _creator_class(trt: Any, kind: type[Plugin]) -> type:
         def __init__(self, kernels: KernelSet | None) -> None:
             trt.IPluginCreatorV3One.__init__(self)
             self.name, self.plugin_version, self.plugin_namespace = kind.op, str(VERSION), DOMAIN
-            self.field_names = trt.PluginFieldCollection([_field(trt, *item) for item in kind.attributes.items()])
+            self.fields = Fields(trt, kind.attributes)
+            self.field_names = self.fields.collection
             self.kernels = kernels
 
         def create_plugin(self, name: str, fields: Any, phase: Any) -> Any:
             given = {field.name: field for field in fields}
-            values = {key: _value(given[key], usual) for key, usual in kind.attributes.items() if key in given}
+            if missing := set(kind.attributes) - set(given):
+                raise ValueError(f"node {name} ({kind.op}) lacks the attribute {', '.join(sorted(missing))}")
+            values = {key: _value(given[key], usual) for key, usual in kind.attributes.items()}
             return bound(kind(values, self.kernels))
 
     return Creator
@@ -197,6 +210,7 @@ def _bound_class(trt: Any, kind: type[Plugin]) -> type:
             for base in bases:
                 base.__init__(self)
             self.plugin = plugin
+            self.fields = Fields(trt, plugin.values)
             self.num_outputs = 1
             self.plugin_name, self.plugin_version, self.plugin_namespace = kind.op, str(VERSION), DOMAIN
             self.in_context = False
@@ -210,7 +224,7 @@ def _bound_class(trt: Any, kind: type[Plugin]) -> type:
             return Bound(kind(self.plugin.values, self.plugin.kernels))
 
         def get_fields_to_serialize(self) -> Any:
-            return trt.PluginFieldCollection([_field(trt, *item) for item in self.plugin.values.items()])
+            return self.fields.collection
 
         # Building: types and shapes.
         def get_output_data_types(self, types: Any) -> list:

@@ -18,11 +18,13 @@ from types import ModuleType
 from typing import Any
 
 from configs.errors import UserError
+from plugins import cache_folder
 
 TARGETS = ("tensorrt", "tensorrt_rtx")
 MODULES = {"tensorrt": ("tensorrt",), "tensorrt_rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
 LIBRARIES = ("libtensorrt_rtx.so.1", "libtensorrt_onnxparser_rtx.so.1")
 OPENED_BY_PARSER = "libtensorrt_rtx.so"
+RTLD_DI_ORIGIN = 6  # of dlinfo(3): the folder a library was loaded from, which $ORIGIN in its RPATH means
 INSTALL = {
     "tensorrt": "it comes from NVIDIA's own index: pip install tensorrt --extra-index-url https://pypi.nvidia.com",
     "tensorrt_rtx": "pip install tensorrt-rtx-cu13==1.7.1.*",
@@ -64,7 +66,11 @@ def version(trt: Any) -> str:
 
 
 def has(trt: Any, feature: str) -> bool:
-    """Whether this TensorRT has "refit", "version_compatible", "weight_streaming" or "runtime_cache"."""
+    """Whether this TensorRT knows "refit", "version_compatible", "weight_streaming" or "runtime_cache" by name.
+
+    What it does with it is another matter: 1.7.1 of TensorRT-RTX refits only where a GPU is, and knows version
+    compatibility by name alone. A trial build shows it.
+    """
     found = trt
     for part in FEATURES[feature].split("."):
         found = getattr(found, part, None)
@@ -72,25 +78,40 @@ def has(trt: Any, feature: str) -> bool:
 
 
 def logger(trt: Any, *, verbose: bool = False) -> Any:
-    """A TensorRT logger that remembers errors for our messages (`.errors`) and prints nothing else."""
+    """A TensorRT logger that prints nothing and keeps what is said from now on: `.errors`, `.warnings`.
 
-    class Remembering(trt.ILogger):
-        def __init__(self) -> None:
+    TensorRT takes one logger per process for part of its messages, whichever came first; so each logger hears what
+    any of them is told, and none is ever freed while TensorRT may hold it.
+    """
+    made = _logger_class(trt)(verbose)
+    _loggers.append(made)
+    return made
+
+
+_loggers: list[Any] = []
+MOST_MESSAGES = 50  # that a logger keeps, the latest
+ABOUT_ITSELF = "differs from one already registered"
+
+
+@functools.cache
+def _logger_class(trt: Any) -> type:
+    class Logger(trt.ILogger):
+        def __init__(self, verbose: bool) -> None:
             trt.ILogger.__init__(self)
             self.errors: list[str] = []
             self.warnings: list[str] = []
-            self._lock = threading.Lock()
+            self.verbose = verbose
 
         def log(self, severity: Any, message: str) -> None:
-            with self._lock:
-                if severity <= trt.ILogger.Severity.ERROR:
-                    self.errors.append(message)
-                elif severity == trt.ILogger.Severity.WARNING:
-                    self.warnings.append(message)
-            if verbose:
-                print(f"[{severity.name}] {message}", flush=True)
+            for each in list(_loggers):
+                if each.verbose:
+                    print(f"[{severity.name}] {message}", flush=True)
+                if severity <= trt.ILogger.Severity.WARNING and ABOUT_ITSELF not in message:
+                    kept = each.warnings if severity == trt.ILogger.Severity.WARNING else each.errors
+                    kept.append(message)
+                    del kept[:-MOST_MESSAGES]
 
-    return Remembering()
+    return Logger
 
 
 def _preload_parser() -> None:
@@ -104,7 +125,7 @@ def _preload_parser() -> None:
     place = next((place for place in places if (place / LIBRARIES[0]).is_file()), None)
     if place is None or (place / OPENED_BY_PARSER).exists():
         return
-    links = cache_folder() / str(place.resolve()).strip("/").replace("/", "_")
+    links = cache_folder("libraries") / str(place.resolve()).strip("/").replace("/", "_")
     links.mkdir(parents=True, exist_ok=True)
     for link, target in [(name, name) for name in LIBRARIES] + [(OPENED_BY_PARSER, LIBRARIES[0])]:
         if not (links / link).exists():
@@ -115,26 +136,22 @@ def _preload_parser() -> None:
         ctypes.CDLL(str(links / name))  # libraries loaded later by these names are these
 
 
-def cache_folder() -> Path:
-    """Where the links are kept."""
-    return Path(os.environ.get("RETORT_CACHE") or Path.home() / ".cache" / "retort") / "libraries"
-
-
 def _check_short_name() -> None:
-    """An error now instead of an abort later: would the parser find the name it opens?"""
-    mapped = {
-        line.split(maxsplit=5)[5].strip()
-        for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
-        if LIBRARIES[1] in line
-    }
-    beside = [Path(path).parent / OPENED_BY_PARSER for path in mapped]
-    links = cache_folder().glob(f"*/{OPENED_BY_PARSER}")
-    if any(path.exists() for path in [*beside, *links]):
+    """An error now instead of an abort later: would the parser find the name that it opens?
+
+    It looks where it was loaded from, then where all libraries are looked for. If something imported TensorRT-RTX
+    before `load` could put the links in place, it was loaded from the wheel and nothing can move it any more.
+    """
+    parser = ctypes.CDLL(LIBRARIES[1], mode=os.RTLD_NOLOAD | os.RTLD_LAZY)
+    origin = ctypes.create_string_buffer(4096)
+    asked = ctypes.CDLL(None).dlinfo(ctypes.c_void_p(parser._handle), RTLD_DI_ORIGIN, origin)
+    if asked == 0 and (Path(os.fsdecode(origin.value)) / OPENED_BY_PARSER).exists():
         return
     try:
         ctypes.CDLL(OPENED_BY_PARSER)
     except OSError as error:
         raise UserError(
-            f"TensorRT-RTX's ONNX parser would abort: it opens {OPENED_BY_PARSER}, which is nowhere to be found; "
-            f"make a link of that name beside {LIBRARIES[0]} ({', '.join(sorted(mapped)) or 'not loaded'})"
+            f"TensorRT-RTX's ONNX parser would abort at a plugin: it opens {OPENED_BY_PARSER}, which is not beside it "
+            f"in {os.fsdecode(origin.value)}; load TensorRT-RTX with plugins.tensorrt_flavour.load before anything "
+            "imports it, or make a link of that name there"
         ) from error
