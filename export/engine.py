@@ -71,8 +71,8 @@ def choose_architectures(trt: Any, asked: tuple[int, ...] | None, gpu: int | Non
     if asked == (gpu,):
         return asked
     if not set(asked) <= set(possible):
-        can = [f"for {listed(possible)} in one plan"] * bool(possible)
-        can += [f"for this machine's GPU, {gpu}, alone"] * (gpu is not None)
+        can = [f"for {listed(possible)} in one plan"] if possible else []
+        can += [] if gpu is None else [f"for this machine's GPU, {gpu}, alone"]
         raise UserError(
             f"{name} builds {', or '.join(can)}; --arch says {','.join(map(str, asked))}. Choose from those, export on "
             "a machine with that GPU, or take --target none"

@@ -2,6 +2,7 @@
 
 import functools
 import re
+from dataclasses import replace
 
 import export_kit as kit
 import numpy as np
@@ -22,7 +23,7 @@ SIZES = kit.SIZES
 
 
 def sizes(gelu: str) -> BertConfig:
-    return BertConfig(**(SIZES.to_dict() | {"gelu": gelu}))
+    return replace(SIZES, gelu=gelu)
 
 
 @functools.cache
@@ -156,7 +157,7 @@ def test_heads_of_26_are_32_with_zeros_and_their_own_scale():
     scale = next(a.f for n in model.graph.node if n.op_type == "attention" for a in n.attribute if a.name == "scale")
     assert scale == np.float32(26**-0.5)
     assert graph.padded_head_size(BertConfig()) == 64
-    whole = BertConfig(**(SIZES.to_dict() | {"hidden": 32}))
+    whole = replace(SIZES, hidden=32)
     assert graph.padded_head_size(whole) == 16
 
 
