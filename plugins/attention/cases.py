@@ -36,7 +36,7 @@ CASES = [
     Case("empty sequence", "two equal offsets, also as the first and the last", 1, 16, (0, 5, 0, 0, 70, 0)),
     Case("tail", "tokens of no sequence, more than a block", 1, 32, (20, 50), tail=90),
     Case("only tail", "no token belongs to a sequence", 1, 16, (0,), tail=7),
-    Case("many short", "more sequences than one look at cu_seqlens takes in", 1, 8, (1, 2, 0, 3) * 40, tail=3),
+    Case("many short", "more sequences than one look at cu_seqlens takes in", 1, 8, (1, 2, 0, 3) * 33, tail=3),
     Case("head 8", "the smallest head, padded to 16 for the product", 3, 8, (33,)),
     Case("head 40", "padded to 64, and three heads are no power of two", 3, 40, (70, 9)),
     Case("head 72", "padded to 128", 1, 72, (31,)),

@@ -15,9 +15,9 @@ from plugins.device import Device
 from plugins.numpy_tensor import Job, run_interpreted
 
 CASE = {case.name: case for case in CASES}
-# No bfloat16: the interpreter of Triton 3.6 multiplies its bits as if they were integers. On a GPU it is tested.
-ALL = [(case, dtype, False) for case in CASES for dtype in ("float32", "float16")]
-ALL += [(CASE[name], "float16", True) for name in ("one sequence", "long among short", "tail", "padded, holes")]
+SOME = [CASE[name] for name in ("one sequence", "long among short", "tail", "padded, holes")]
+ALL = [(case, dtype, False) for case in CASES for dtype in ("float16", "bfloat16")]
+ALL += [(case, dtype, wide) for case in SOME for dtype, wide in (("float32", False), ("float16", True))]
 ids = [f"{case.name}-{dtype}{'-wide' * wide}" for case, dtype, wide in ALL]
 # Dynamic shared memory that a program may have at most, bytes.
 SHARED = {75: 64, 80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99, 121: 99}
