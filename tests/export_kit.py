@@ -1,4 +1,7 @@
-"""What the tests of export share: a tiny model with awkward sizes, run folders of it, batches, the command."""
+"""What the tests of export share: a tiny model with awkward sizes, run folders of it, batches, the command.
+
+Only what every test needs is imported up here: those for a GPU run where TensorFlow may be missing.
+"""
 
 import json
 from dataclasses import replace
@@ -7,12 +10,8 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-import tiny
 from safetensors.numpy import save_file
 
-from configs import options
-from export import __main__ as command
-from export.config import ExportConfig
 from model import run_folder
 from model.config import BertConfig
 from model.weights import expected_shapes
@@ -38,11 +37,19 @@ def run(folder: Path, config: BertConfig = SIZES, **changes: Any) -> Path:
     """A run folder with random weights; changes: of its config.json."""
     (folder / "best").mkdir(parents=True)
     save_file(tensors(config), folder / "best" / "model.safetensors")
-    (folder / "vocab.txt").write_text("\n".join(tiny.vocabulary()) + "\n", encoding="utf-8")
+    (folder / "vocab.txt").write_text("\n".join(vocabulary()) + "\n", encoding="utf-8")
     tokenizer = {"lowercase": True, "strip_accents": None, "chinese": True}
     info = run_folder.RunInfo(config.to_dict(), tokenizer, window=64, stride=32, query=24, max_answer_tokens=20)
     run_folder.write(folder, replace(info, **changes))
     return folder
+
+
+def vocabulary() -> list[str]:
+    """As many pieces as SIZES has rows: special ones, letters, and a few hundred words."""
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789"
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    pieces = [*special, *letters, *(f"##{letter}" for letter in letters), *".,?!'-"]
+    return pieces + [f"word{index}" for index in range(SIZES.vocabulary - len(pieces))]
 
 
 def edit(folder: Path, **changes: Any) -> None:
@@ -83,4 +90,8 @@ def compute(model: Any, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
 
 def export(*argv: str) -> dict:
     """The command in this process; returns its result."""
+    from configs import options
+    from export import __main__ as command
+    from export.config import ExportConfig
+
     return command.main(options.parse(ExportConfig, list(map(str, argv)), "export"))
