@@ -147,12 +147,14 @@ def variants(
     warps: int | None = None,
     stages: int = 2,
 ) -> list[Variant]:
-    """The two kernels for qkv of this width: "wide" for many tokens, "narrow" for few (plugin.py says how many).
+    """The kernels for qkv of this width: "wide" for many tokens, "narrow" for few (plugin.py says how many).
 
+    Heads above 64 have the narrow one alone: the wide one would take more shared memory than 7.5 has.
     scale is an argument of the launch, compiled into nothing. The last four are for benches, to try others.
     """
     head_size = shapes["qkv"][-1] // (3 * num_heads)
     pointer = f"*{SHORT[dtype]}"
+    kinds = [("wide", 128, 8), ("narrow", 64, 4)][head_size > 64 :]
     # 128 queries need 8 warps: 4 would hold twice the rows in registers each, and spill on 8.6 and 12.0.
     return [
         Variant(
@@ -171,7 +173,7 @@ def variants(
             num_warps=warps or usual_warps,
             num_stages=stages,
         )
-        for kind, queries, usual_warps in (("wide", 128, 8), ("narrow", 64, 4))
+        for kind, queries, usual_warps in kinds
     ]  # fmt: skip
 
 

@@ -9,8 +9,9 @@ from plugins.registration import Plugin
 
 LOG2_E = math.log2(math.e)
 # The wide kernel takes 128 queries a program and reads k and v half as often as the narrow one, with 64. The narrow one
-# makes twice as many programs: it is for fewer than two wide ones for each of an H100's 132 multiprocessors.
-WIDE_QUERIES, WIDE_FROM = 128, 264
+# makes twice as many programs: it is for fewer than two wide ones for each of an H100's 132 multiprocessors, and for
+# heads whose 128 queries do not fit into the shared memory of every GPU.
+WIDE_QUERIES, WIDE_FROM, WIDE_HEAD = 128, 264, 64
 
 
 class Attention(Plugin):
@@ -42,7 +43,7 @@ class Attention(Plugin):
         if layout == "padded" and tuple(shapes["where"]) != tuple(rows):
             raise ValueError(f"attention: padding_mask {list(shapes['where'])} for qkv {list(shapes['qkv'])}")
         sequences, length = (shapes["where"][0] - 1, tokens) if layout == "packed" else rows
-        wide = heads * (tokens // WIDE_QUERIES) >= WIDE_FROM
+        wide = size <= WIDE_HEAD and heads * (tokens // WIDE_QUERIES) >= WIDE_FROM
         kernel = f"attention-{layout}-{heads}x{size}-{'wide' if wide else 'narrow'}-{dtype}"
         block = kernels[kernel].constants["BLOCK_M"]
         slots = tokens // block + sequences + 1 if layout == "packed" else sequences * -(-length // block)
