@@ -148,12 +148,12 @@ def _dtype_names(trt: Any) -> dict[Any, str]:
 
 
 class Fields:
-    """Attributes as TensorRT keeps them in a plan, `.collection`. A PluginField holds only the address of its data and
-    does not keep it alive (else the plan gets what stands there next), so whoever hands it out keeps this."""
+    """Attributes as TensorRT keeps them in a plan, `.collection`. That holds addresses of data which die with the
+    PluginField objects it was made from (the plan would get what stands there next): whoever hands it out keeps this."""
 
     def __init__(self, trt: Any, values: Mapping[str, str | int | float]) -> None:
         kinds = trt.PluginFieldType
-        self.data, fields = [], []
+        self.fields = []
         for name, value in values.items():
             if isinstance(value, str):
                 kind, data = kinds.CHAR, np.frombuffer(value.encode(), np.int8)
@@ -161,9 +161,8 @@ class Fields:
                 kind, data = kinds.INT32, np.array([value], np.int32)
             else:
                 kind, data = kinds.FLOAT32, np.array([value], np.float32)
-            self.data.append(data)
-            fields.append(trt.PluginField(name, data, kind))
-        self.fields, self.collection = fields, trt.PluginFieldCollection(fields)
+            self.fields.append(trt.PluginField(name, data, kind))
+        self.collection = trt.PluginFieldCollection(self.fields)
 
 
 def _value(field: Any, default: str | int | float) -> str | int | float:

@@ -24,7 +24,8 @@ from plugins.launch import Launch, Prepared
 ROOT = Path(__file__).parent.parent
 VARIANT = gelu_kernel.variants({}, "float16", approximate="none")[0]
 ODD = next(case for case in CASES if case.name == "odd")
-KERNEL = Kernel("gelu-x", b"code", "entry", 0, 4, ("*fp16", "i32", "fp32", "*fp16"), 2, (0, 3), {"BLOCK": 8}, 90, "hash")
+SIGNATURE = ("*fp16", "i32", "fp32", "*fp16")
+KERNEL = Kernel("gelu-x", b"code", "entry", 0, 4, SIGNATURE, 2, (0, 3), {"BLOCK": 8}, 90, "hash")
 
 
 @pytest.fixture(autouse=True)
@@ -94,9 +95,12 @@ def test_the_cache_key_sees_source_variant_architecture_and_triton(tmp_path, mon
     assert len(keys) == 6
 
 
-def test_a_variant_that_forgets_an_argument_is_refused():
+def test_a_variant_that_forgets_or_turns_arguments_is_refused():
     with pytest.raises(ValueError, match="takes"):
         compiler.compile_kernel(dataclasses.replace(VARIANT, signature={"x_ptr": "*fp16", "y_ptr": "*fp16"}), 90)
+    turned = dict(reversed(VARIANT.signature.items()))
+    with pytest.raises(ValueError, match="takes"):
+        compiler.compile_kernel(dataclasses.replace(VARIANT, signature=turned), 90)
     with pytest.raises(UserError, match="no kernels can be built for sm_70; --arch takes 75"):
         compiler.compile_kernel(VARIANT, 70)
 
@@ -141,7 +145,7 @@ def test_a_kernel_with_a_wrong_description_is_damaged(tmp_path, key, value):
         KernelSet(tmp_path, 90)
 
 
-@pytest.mark.parametrize("content", [b"", b"[1]", b"\xff", b"{" * 100_000, b"null"])
+@pytest.mark.parametrize("content", [b"", b"[1]", b"\xff", b"[" * 100_000, b"null"])
 def test_a_kernel_description_of_nonsense_is_damaged(tmp_path, content):
     kernels.write(tmp_path, 90, [KERNEL])
     (tmp_path / "kernels" / "sm_90" / "gelu-x.json").write_bytes(content)
@@ -233,10 +237,14 @@ def creator(trt, op="gelu"):
 
 
 def test_plugins_are_registered_inside_the_block_and_not_after_it(trt):
-    with pytest.raises(ZeroDivisionError), registration.registered(trt, ["gelu", "linear"]):
-        assert all(creator(trt, op) for op in ("gelu", "linear", "linear_gelu"))
-        assert creator(trt, "skip_layer_norm") is None
-        raise ZeroDivisionError
+    def fail_inside():
+        with registration.registered(trt, ["gelu", "linear"]):
+            assert all(creator(trt, op) for op in ("gelu", "linear", "linear_gelu"))
+            assert creator(trt, "skip_layer_norm") is None
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_inside()
     assert not any(creator(trt, op) for op in ("gelu", "linear", "linear_gelu"))
 
 
@@ -257,6 +265,16 @@ def test_attributes_survive_being_serialised(trt):
             first = creator(trt, op).create_plugin("n", given.collection, trt.TensorRTPhase.BUILD)
             again = creator(trt, op).create_plugin("n", first.get_fields_to_serialize(), trt.TensorRTPhase.RUNTIME)
             assert first.plugin.values == again.plugin.values == values
+
+
+def test_fields_live_as_long_as_their_owner(trt):
+    values = {"text": "tanh", "number": 3, "fraction": 0.25}
+    held = [registration.Fields(trt, values) for _ in range(200)]
+    noise = [(np.full(1, 7, np.int32), bytes([7, 7, 7, index % 256])) for index in range(2000)]
+    for fields in held:
+        read = {field.name: registration._value(field, values[field.name]) for field in fields.collection}
+        assert read == values
+    assert len(noise) == 2000
 
 
 def test_the_plan_holds_the_attributes_of_the_node(trt):
@@ -301,6 +319,17 @@ def test_running_without_kernels_and_unknown_attributes_are_errors():
         Gelu({"approximate": "tanh"}).prepare({"x": (3,), "y": (3,)}, "float16")
     with pytest.raises(ValueError, match="no attribute scale"):
         Gelu({"scale": 1.0})
+
+
+# The interpreter
+
+
+def test_the_interpreter_rounds_to_bfloat16_across_a_power_of_two():
+    case = SimpleNamespace(attributes={"epsilon": 1e-12})
+    given = legs.inputs("skip_layer_norm", legs.part("skip_layer_norm", "cases").CASES[0], "bfloat16")
+    given |= {"gamma": np.zeros(384, np.float32), "beta": np.full(384, 1.999, np.float32)}
+    (y,) = legs.interpreted("skip_layer_norm", [(case, given, "bfloat16")])
+    assert (y == 2.0).all()
 
 
 # TensorRT by its names

@@ -8,7 +8,7 @@ SWEEP = [{"rows": rows, "warps": warps} for rows in (1, 2, 4) for warps in (1, 2
 
 
 def moved(shapes, size):
-    """Bytes: three ids and a row of the token table read, y written; the small tables, gamma and beta stay in a cache."""
+    """Bytes: three ids and a row of the token table read, y written; the rest stays in a cache."""
     return math.prod(shapes["token_ids"]) * 3 * 4 + 2 * math.prod(shapes["y"]) * size
 
 
