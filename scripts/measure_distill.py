@@ -48,10 +48,7 @@ VARIANTS = {
         f"{MINILM} augment=10 task-epochs=4 augment-prediction prediction-epochs=2",
         ((4e-4, 2e-4), (4e-4, 4e-4)),
     ),
-    "augmented-relations": (
-        "config=distill-minilm-relations-squad11 augment=10 task-epochs=4 augment-prediction prediction-epochs=2",
-        ((4e-4, 2e-4), (4e-4, 4e-4)),
-    ),
+    "augmented-relations": ("config=distill-minilm-augmented-squad11", ((4e-4, 2e-4), (4e-4, 4e-4))),
     "kept": (f"{MINILM} keep-intermediate=1", ((4e-4, 2e-4),)),
     "tiny-alone": (f"{TINY} {ALONE}", ((None, 1e-4), (None, 2e-4), (None, 4e-4))),
     "tiny-distilled": (TINY, ((2e-4, 2e-4), (4e-4, 2e-4))),
