@@ -18,8 +18,15 @@ from serve.manifest import Manifest
 if TYPE_CHECKING:
     from plugins.kernels import KernelSet
 
-ELSE = "or run it with ONNX Runtime (--runtime onnxruntime)"
 SOURCES = ("function.py", "kernel.py", "plugin.py")  # of a plugin's folder: what decides what an engine computes
+
+
+class MisfitError(UserError):
+    """The plan cannot be used here; `reason` says why, the message also what to do."""
+
+    def __init__(self, reason: str, cure: str) -> None:
+        super().__init__(f"{reason}; {cure}, or run it with ONNX Runtime (--runtime onnxruntime)")
+        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -32,28 +39,27 @@ class Fitted:
 
 
 def fit(manifest: Manifest) -> Fitted:
-    """The TensorRT, GPU and kernels for a manifest's plan. Raises: UserError with the first thing that does not fit."""
-    folder = manifest.folder
+    """The TensorRT, GPU and kernels for a manifest's plan. Raises: UserError for the first thing amiss."""
+    plan = f"the plan in {manifest.folder}"
     if manifest.target is None:
-        raise UserError(f"{folder} has no model.plan; export with --target tensorrt or tensorrt_rtx, {ELSE}")
+        raise MisfitError(f"{manifest.folder} has no model.plan", "export with --target tensorrt or tensorrt_rtx")
     found = gpu.find()
     if isinstance(found, str):
-        raise UserError(f"no NVIDIA GPU here ({found}), and a plan needs one; check nvidia-smi, {ELSE}")
+        raise MisfitError(f"no NVIDIA GPU here ({found})", "check nvidia-smi")
     if found.architecture not in manifest.architectures:
         built = ", ".join(f"sm_{arch}" for arch in manifest.architectures) or "none"
-        raise UserError(
-            f"the plan in {folder} is for {built}, this GPU is {found.name}, sm_{found.architecture}; "
-            f"export with --arch {found.architecture}, {ELSE}"
-        )
+        seen = f"this GPU is {found.name}, sm_{found.architecture}"
+        raise MisfitError(f"{plan} is for {built}, {seen}", f"export with --arch {found.architecture}")
     _expect_sources(manifest)
     from plugins import tensorrt_flavour  # it loads libraries of hundreds of megabytes
 
-    trt = tensorrt_flavour.load(manifest.target)
+    try:
+        trt = tensorrt_flavour.load(manifest.target)
+    except UserError as error:
+        raise MisfitError(f"{plan} needs {manifest.target}: {error}", "install it") from error
     if (here := tensorrt_flavour.version(trt)) != manifest.tensorrt:
-        raise UserError(
-            f"the plan in {folder} was built by {manifest.target} {manifest.tensorrt}, here is {here}, and "
-            f"a plan is read by its own version alone; install {manifest.tensorrt}, export again here, {ELSE}"
-        )
+        built = f"{plan} was built by {manifest.target} {manifest.tensorrt}, here is {here}"
+        raise MisfitError(f"{built}, and a plan is read by its own version alone", "export again here")
     return Fitted(trt, found, _kernels(manifest, found.architecture))
 
 
@@ -71,13 +77,12 @@ def _sources(plugin: str) -> list[Path]:
 
 
 def _expect_sources(manifest: Manifest) -> None:
+    plan = f"the plan in {manifest.folder}"
     for name, stated in manifest.plugins.items():
         if name not in plugins.PLUGINS:
-            raise UserError(f"the plan in {manifest.folder} uses a plugin {name!r}, unknown here; export again")
+            raise MisfitError(f"{plan} uses a plugin {name!r}, unknown here", "export again")
         if source_hash(name) != stated:
-            raise UserError(
-                f"plugins/{name}/ has changed since the plan in {manifest.folder} was built; export again, {ELSE}"
-            )
+            raise MisfitError(f"plugins/{name}/ has changed since {plan} was built", "export again")
 
 
 def _kernels(manifest: Manifest, architecture: int) -> "KernelSet | None":

@@ -110,7 +110,9 @@ def check(batch: Packed, manifest: Manifest) -> None:
             raise UserError("this engine is padded and counts positions itself; position_ids must count from 0 as well")
 
 
-def cut(lengths: Sequence[int] | np.ndarray, most_tokens: int, most_sequences: int, *, padded: bool = False) -> list[np.ndarray]:
+def cut(
+    lengths: Sequence[int] | np.ndarray, most_tokens: int, most_sequences: int, *, padded: bool = False
+) -> list[np.ndarray]:
     """Rows [W] in groups: each of at most `most_sequences` whole sequences and at most `most_tokens` tokens.
 
     A sequence longer than that is a group alone. Packed groups keep the order and count real tokens. Padded ones are

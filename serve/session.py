@@ -69,15 +69,15 @@ class Session(ABC):
         manifest = manifests.read(folder)
         reason = ""
         if runtime != "onnxruntime":
-            try:
-                from serve import fitting
-                from serve.tensorrt_session import TensorrtSession
+            from serve import fitting
+            from serve.tensorrt_session import TensorrtSession
 
+            try:
                 return TensorrtSession.opened(manifest, fitting.fit(manifest))
             except UserError as error:
                 if runtime == "tensorrt":
                     raise
-                reason = f"not TensorRT: {error}"
+                reason = f"not TensorRT: {getattr(error, 'reason', error)}"
         from serve.onnx_session import OnnxSession
 
         return OnnxSession(manifest, reason=reason, providers=providers, threads=threads)

@@ -8,7 +8,7 @@ import pytest
 import serve_kit
 
 from configs.errors import UsageError, UserError
-from serve import gpu, onnx_session, packed
+from serve import fitting, gpu, onnx_session, packed
 from serve.gpu import Gpu
 from serve.manifest import read
 from serve.packed import Packed, cut
@@ -128,7 +128,7 @@ def test_without_a_gpu_auto_takes_onnx_runtime_and_says_why(tmp_path, monkeypatc
     assert session.runtime == "onnxruntime"
     assert session.why.startswith("ONNX Runtime 1.")
     assert f"on the CPU, {gpu.cores()} threads, float32" in session.why
-    assert "no NVIDIA GPU here (CUDA says cudaErrorNoDevice)" in session.why
+    assert "(not TensorRT: no NVIDIA GPU here (CUDA says cudaErrorNoDevice))" in session.why
 
 
 def test_a_runtime_asked_for_by_name_is_had_or_an_error(tmp_path, monkeypatch):
@@ -159,11 +159,12 @@ def test_a_plan_that_does_not_fit_is_an_error_by_name_and_a_reason_in_auto(tmp_p
     monkeypatch.setattr(gpu, "find", lambda: found)
     place = tmp_path / "engine"
     folder = serve_kit.write(place) if changes is None else serve_kit.with_plan(place, **changes)
-    with pytest.raises(UserError, match=seen) as error:
+    with pytest.raises(fitting.MisfitError, match=seen) as error:
         Session.open(folder, "tensorrt")
     session = Session.open(folder)
     assert session.runtime == "onnxruntime"
-    assert f"not TensorRT: {error.value}" in session.why
+    assert f"not TensorRT: {error.value.reason}" in session.why
+    assert "--runtime onnxruntime" not in session.why  # it is the runtime already
 
 
 def test_a_damaged_plan_is_an_error_even_where_it_would_not_be_used(tmp_path):
