@@ -12,7 +12,7 @@ SWEEP = [
     {"block_m": block_m, "block_n": block_n, "warps": warps, "stages": stages}
     for block_m, warps in ((64, 4), (128, 4), (128, 8))
     for block_n in (32, 64, 128)
-    for stages in (1, 2, 3)
+    for stages in (2, 3)
 ]
 
 

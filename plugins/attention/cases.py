@@ -42,6 +42,7 @@ CASES = [
     Case("head 72", "padded to 128", 1, 72, (31,)),
     Case("head 96", "padded to 128", 1, 96, (40, 66)),
     Case("head 128", "the largest", 1, 128, (66,)),
+    Case("wide", "enough programs for the kernel of many tokens", 66, 8, (300, 212)),
     Case("padded", "lengths of all kinds, one row full", 2, 32, (70, 1, 64, 33), padded_to=70),
     Case("padded, nothing seen", "a row of padding alone", 1, 16, (0, 9), padded_to=20),
     Case("padded, holes", "a mask need not be a prefix", 2, 16, (150, 3, 90), padded_to=150, holes=True),
