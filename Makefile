@@ -43,7 +43,7 @@ lock:  ## write requirements/*.txt anew from the ranges in pyproject.toml
 	  $(RUN) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	    --upgrade --custom-compile-command "make lock" --extra $$device --extra dev \
 	    --output-file requirements/$$device.txt pyproject.toml || exit 1; \
-	  sed -i "s/ ; python_full_version < '3.14' and platform_machine == 'x86_64' and sys_platform == 'linux'//" \
+	  sed -i "s/ ; python_full_version < '3.14' and implementation_name == 'cpython' and platform_machine == 'x86_64' and sys_platform == 'linux'//" \
 	    requirements/$$device.txt; \
 	done
 
