@@ -16,6 +16,7 @@ from plugins import DOMAIN
 
 # Largest relative difference (Frobenius norms) of a layer's output that is put down to rounding.
 ROUNDING = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 1e-1}
+HEAD = "head/logits"  # [T, 2]
 Values = dict[str, np.ndarray]
 Runner = Callable[[list[str]], Values]  # names of nodes -> their outputs, float32 [T, width], real tokens alone
 
@@ -31,15 +32,15 @@ def find(model: Path, ours: Runner, reference: Runner, rounding: float, *, insid
     first = next((name for name in ends if not differences[name] <= rounding), None)
     if first is None:
         last = ends[-1]
-        return f"no layer differs by more than {rounding:g}; the last, {last}, by {differences[last]:.2g}"
+        return f"no layer differs by more than {_percent(rounding)}; the last, {last}, by {_percent(differences[last])}"
     block = layer_of(first)
     before = ends[ends.index(first) - 1] if first != ends[0] else None
     if inside and (within := [name for name in names if layer_of(name) == block]):
         differences |= relative(ours(within), reference(within), within)
         # Nothing inside may stand out alone: then it is the layer as a whole.
         first = next((name for name in within if not differences[name] <= rounding), first)
-    told = f"the first layer that differs is {block}: {first} by {differences[first]:.2g} of its norm"
-    return f"{told}, after {before} by {differences[before]:.2g}" if before else told
+    told = f"the first layer that differs is {block}: {first} by {_percent(differences[first])}"
+    return f"{told} ({before} before it by {_percent(differences[before])})" if before else told
 
 
 def relative(ours: Values, reference: Values, names: list[str]) -> dict[str, float]:
@@ -53,8 +54,8 @@ def relative(ours: Values, reference: Values, names: list[str]) -> dict[str, flo
 
 
 def node_names(model: onnx.ModelProto) -> list[str]:
-    """The nodes of ours in a model, in the order of computing."""
-    return [node.name for node in model.graph.node if node.domain == DOMAIN]
+    """The nodes of ours in a model and the head's last, in the order of computing."""
+    return [node.name for node in model.graph.node if node.domain == DOMAIN or node.name == HEAD]
 
 
 def layer_of(name: str) -> str:
@@ -63,8 +64,12 @@ def layer_of(name: str) -> str:
 
 
 def is_end(name: str) -> bool:
-    """Whether a node is the last of the embeddings or of a layer."""
-    return name == "embeddings" or name.endswith("/ffn/norm")
+    """Whether a node is the last of the embeddings, of a layer or of the head."""
+    return name in ("embeddings", HEAD) or name.endswith("/ffn/norm")
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g} %"
 
 
 def mark(path: Path, names: list[str]) -> Path:

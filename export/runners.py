@@ -15,7 +15,7 @@ from tqdm import tqdm
 from data.features import Features
 from export.checkpoint import Checkpoint
 from export.comparison import Logits
-from export.first_difference import Runner, Values, mark
+from export.first_difference import HEAD, Runner, Values, mark
 from serve.packed import ROWS, Packed, cut
 
 KERAS_TOKENS = 8192  # a forward pass, padding included
@@ -55,12 +55,13 @@ class Keras:
         return start, end
 
     def ends(self, batch: Packed) -> Runner:
-        """The outputs of the embeddings and of every layer for these sequences."""
+        """The outputs of the embeddings, of every layer and of the head for these sequences."""
         inputs, mask = padded(batch)
         arguments = [inputs[name] for name in ("token_ids", "segment_ids", "padding_mask")]
         hidden = self.model.encoder(*arguments, want=("hidden",)).hidden
         names = ["embeddings", *(ENDS.format(index) for index in range(len(hidden) - 1))]
         values = {name: array.numpy()[mask] for name, array in zip(names, hidden, strict=True)}
+        values[HEAD] = np.stack([logits.numpy()[mask] for logits in self.model.logits(hidden[-1])], axis=-1)
         return lambda wanted: {name: values[name] for name in wanted}
 
 

@@ -69,7 +69,7 @@ class Gate:
             )  # fmt: skip
         if self.architectures is None:
             return report
-        if reason := self._cannot_run():
+        if reason := cannot_run(self.architectures):
             report["plan"] = f"not run: {reason}"
             say(f"gate: the plan itself was not run ({reason})")
             if self.precision == "float16" and self.graph_is_whole:
@@ -85,15 +85,6 @@ class Gate:
                 ),
             )  # fmt: skip
         return report
-
-    def _cannot_run(self) -> str:
-        """Why this machine is none of those that the plan is for; "" where it is one, and has to run it then."""
-        found = gpu.find()
-        if isinstance(found, str):
-            return f"no GPU here: {found}"
-        if found.architecture not in (self.architectures or ()):
-            return f"it is for sm_{', sm_'.join(map(str, self.architectures or ()))}, here is sm_{found.architecture}"
-        return ""
 
     def _judge(self, session, reference, report, precision, say, search) -> None:
         ours = runners.session_logits(session, self.questions.features, session.runtime)
@@ -131,3 +122,13 @@ class Gate:
                 f"(tolerance {self.tolerances['float16'].logit:g}); {where}. --precision bfloat16 has a wider range",
                 report | {"failed": ["float16 graph"], "first_difference": where},
             )
+
+
+def cannot_run(architectures: tuple[int, ...]) -> str:
+    """Why this machine is none of those that a plan is for; "" where it is one, and has to run it then."""
+    found = gpu.find()
+    if isinstance(found, str):
+        return f"no GPU here: {found}"
+    if found.architecture not in architectures:
+        return f"it is for sm_{', sm_'.join(map(str, architectures))}, here is sm_{found.architecture}"
+    return ""
