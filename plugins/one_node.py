@@ -13,11 +13,12 @@ from plugins.registration import registered
 
 
 def build(
-    trt: Any, op: str, case: Any, dtype: str, names: Collection[str], *, axes: bool = False
+    trt: Any, op: str, case: Any, dtype: str, names: Collection[str], *, axes: bool = False, smallest: Any = None
 ) -> tuple[bytes, int]:
     """(the plan, how many plugin layers its network had) with the named plugins registered.
 
-    axes: all axes' lengths are open in the network, and may be the case's in the plan's profile.
+    axes: all axes' lengths are open in the network. The plan's profile allows the case's, and from those of the case
+    `smallest` on, if it is given.
     Raises RuntimeError with TensorRT's words, also for what it only logs.
     """
     given = legs.inputs(op, case, dtype)
@@ -27,8 +28,9 @@ def build(
     config = builder.create_builder_config()
     if axes:
         profile = builder.create_optimization_profile()
+        least = legs.inputs(op, smallest or case, dtype)
         for name, tensor in given.items():
-            profile.set_shape(name, tensor.shape, tensor.shape, tensor.shape)
+            profile.set_shape(name, least[name].shape, tensor.shape, tensor.shape)
         config.add_optimization_profile(profile)
     with registered(trt, names):
         parser = trt.OnnxParser(network, log)
@@ -43,24 +45,23 @@ def build(
 
 class Engine:
     """An open plan of one operator. The plugins are registered while it is opened, and no longer."""
-
     def __init__(self, trt: Any, plan: bytes, names: Collection[str], kernels: KernelSet) -> None:
         self._log = tensorrt_flavour.logger(trt)
         self._runtime = trt.Runtime(self._log)
         with registered(trt, names, kernels):
-            self._engine = self._runtime.deserialize_cuda_engine(plan)
-        if self._engine is None:
-            raise RuntimeError(f"runtime: {self._log.errors}")
-        self._context = self._engine.create_execution_context()
+            self.engine = self._runtime.deserialize_cuda_engine(plan)
+            if self.engine is None:
+                raise RuntimeError(f"runtime: {self._log.errors}")
+            self.context = self.engine.create_execution_context()
 
     def run(self, device: Device, given: Mapping[str, np.ndarray], y: tuple[int, ...], dtype: str) -> list[np.ndarray]:
         """y, of that shape, as float64: run eagerly, and replayed from a CUDA graph over poisoned memory."""
         for name, tensor in given.items():
-            self._context.set_input_shape(name, tensor.shape)
-            self._context.set_tensor_address(name, device.upload(tensor))
+            self.context.set_input_shape(name, tensor.shape)
+            self.context.set_tensor_address(name, device.upload(tensor))
         size = int(np.prod(y)) * legs.DTYPES[dtype].itemsize
         address = device.empty(size)
-        self._context.set_tensor_address("y", address)
+        self.context.set_tensor_address("y", address)
         self._execute(device)
         results = [device.download(address, y, legs.DTYPES[dtype]).astype(np.float64)]
         graph = device.capture(lambda: self._execute(device))
@@ -69,7 +70,7 @@ class Engine:
         return [*results, device.download(address, y, legs.DTYPES[dtype]).astype(np.float64)]
 
     def _execute(self, device: Device) -> None:
-        if not self._context.execute_async_v3(device.stream) or self._log.errors:
+        if not self.context.execute_async_v3(device.stream) or self._log.errors:
             raise RuntimeError(f"engine: {self._log.errors}")
 
 

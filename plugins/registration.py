@@ -3,7 +3,7 @@
     with registered(trt, ["gelu"]):                           # building: no kernels, no GPU
         parser.parse(model); plan = builder.build_serialized_network(network, config)
     with registered(trt, ["gelu"], KernelSet(folder)):        # running: the instances in the engine keep these kernels
-        engine = runtime.deserialize_cuda_engine(plan)
+        engine = runtime.deserialize_cuda_engine(plan); context = engine.create_execution_context()
 
 A plugin.py subclasses `Plugin` and says what the operator takes, gives and launches; it knows nothing of TensorRT's
 classes. Those are made here, once per TensorRT module: IPluginV3 with its three capabilities, and a creator. What a
@@ -149,7 +149,7 @@ def _dtype_names(trt: Any) -> dict[Any, str]:
 
 class Fields:
     """Attributes as TensorRT keeps them in a plan, `.collection`. That holds addresses of data which die with the
-    PluginField objects it was made from (the plan would get what stands there next): whoever hands it out keeps this."""
+    PluginFields it was made from (the plan would get what stands there next), so whoever hands it out keeps this."""
 
     def __init__(self, trt: Any, values: Mapping[str, str | int | float]) -> None:
         kinds = trt.PluginFieldType
