@@ -18,7 +18,8 @@ from serve.manifest import Manifest
 if TYPE_CHECKING:
     from plugins.kernels import KernelSet
 
-SOURCES = ("function.py", "kernel.py", "plugin.py")  # of a plugin's folder: what decides what an engine computes
+# Files of a plugin's folder that no engine runs; all the others decide what one computes, or how it is called.
+BESIDE = ("__init__.py", "bench.py", "cases.py", "reference.py")
 
 
 class MisfitError(UserError):
@@ -64,7 +65,7 @@ def fit(manifest: Manifest) -> Fitted:
 
 
 def source_hash(plugin: str) -> str:
-    """SHA-256 of what a plugin's folder contributes to an engine: SOURCES, by name and content."""
+    """SHA-256 of what a plugin's folder contributes to an engine: its Python files but BESIDE and tests."""
     digest = hashlib.sha256()
     for path in _sources(plugin):
         digest.update(f"{path.name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
@@ -73,7 +74,8 @@ def source_hash(plugin: str) -> str:
 
 def _sources(plugin: str) -> list[Path]:
     folder = Path(plugins.__file__).parent / plugin
-    return [folder / name for name in SOURCES if (folder / name).is_file()]
+    files = sorted(folder.glob("*.py"))
+    return [path for path in files if path.name not in BESIDE and not path.name.startswith("test_")]
 
 
 def _expect_sources(manifest: Manifest) -> None:

@@ -8,10 +8,10 @@ its own, since the session does.
 import os
 import tempfile
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from configs.errors import UserError
+from plugins import cache_folder, registration, tensorrt_flavour
 from serve.buckets import Bucket
 from serve.fitting import Fitted
 from serve.manifest import PLAN, Manifest
@@ -25,8 +25,6 @@ class Plan:
 
     def __init__(self, manifest: Manifest, fitted: Fitted) -> None:
         """Raises: UserError where TensorRT refuses the plan, or it is not the one that engine.json describes."""
-        from plugins import registration, tensorrt_flavour
-
         trt = fitted.trt
         self._log = tensorrt_flavour.logger(trt)
         self._runtime = trt.Runtime(self._log)
@@ -35,14 +33,16 @@ class Plan:
         if hasattr(self._runtime, "get_engine_validity"):  # TensorRT-RTX looks at the header before it reads on
             validity, diagnostics = self._runtime.get_engine_validity(plan)
             if validity == trt.EngineValidity.INVALID:
-                raise UserError(f"TensorRT refuses {path} on this machine ({diagnostics}); export again here")
+                said = f"diagnostics {diagnostics:#x}, {self._said()}"
+                raise UserError(f"TensorRT refuses {path} on this machine ({said}); export again here")
         with registration.registered(trt, list(manifest.plugins), fitted.kernels):
             self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             raise UserError(f"TensorRT cannot read {path}: {self._said()}; export the engine again")
         self._expect(trt, manifest)
         self._cache = None
-        self._cache_path = cache_folder() / f"{manifest.files[PLAN].sha256[:32]}-sm_{fitted.gpu.architecture}.cache"
+        name = f"{manifest.files[PLAN].sha256[:32]}-sm_{fitted.gpu.architecture}.cache"
+        self._cache_path = cache_folder("tensorrt") / name
         self._context = self._engine.create_execution_context(self._config(trt))
         if self._context is None:
             raise RuntimeError(f"TensorRT made no execution context: {self._said()}")
@@ -119,8 +119,3 @@ def _bounds(profile: Any, packed: bool) -> dict[str, list[tuple[int, int]]]:
         tokens = (profile.tokens.least, profile.tokens.most)
         return {"token_ids": [tokens], "cu_seqlens": [(count[0] + 1, count[1] + 1)]}
     return {"token_ids": [count, (profile.length.least, profile.length.most)]}
-
-
-def cache_folder() -> Path:
-    """Where kernels made at run time are kept: $RETORT_CACHE, or ~/.cache/retort, and `tensorrt` in it."""
-    return Path(os.environ.get("RETORT_CACHE") or Path.home() / ".cache" / "retort") / "tensorrt"

@@ -47,12 +47,12 @@ class TensorrtSession(Session):
     runtime = "tensorrt"
 
     @classmethod
-    def opened(cls, manifest: Manifest, fitted: Fitted) -> "TensorrtSession":
+    def opened(cls, manifest: Manifest, fitted: Fitted, most_graphs: int = MOST_GRAPHS) -> "TensorrtSession":
         """Open the plan of a manifest that `fitting.fit` found to fit. Raises: UserError, CudaError."""
         from serve.plan import Plan
 
         cuda = Cuda()
-        session = cls(manifest, Plan(manifest, fitted), cuda)
+        session = cls(manifest, Plan(manifest, fitted), cuda, most_graphs)
         with_plugins = f"plugins {', '.join(manifest.plugins)}" if manifest.plugins else "no plugins"
         session.device = fitted.gpu.name
         session.why = (

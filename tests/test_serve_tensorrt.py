@@ -1,18 +1,28 @@
 """The TensorRT session's order of work, on a GPU made of numpy: slots, events, buckets, graphs."""
 
 import itertools
+import shutil
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import numpy as np
+import plan_kit
 import pytest
 import serve_kit
 from fake_cuda import FakeCuda, FakePlan
 
+import plugins
 from configs.errors import UserError
-from serve import buckets
+from plugins import tensorrt_flavour
+from serve import buckets, fitting, gpu
 from serve.buckets import Buckets
+from serve.gpu import Gpu
 from serve.manifest import read
 from serve.tensorrt_session import TensorrtSession
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -175,3 +185,63 @@ def test_a_bucket_leaves_nothing_of_the_batch_before(manifests, layout):
             assert arrays["cu_seqlens"].tolist() == [*batch.cu_seqlens, batch.tokens]  # 3 sequences in a bucket of 4
         else:
             assert arrays["padding_mask"].sum(axis=1).tolist() == [*batch.lengths, 0]
+
+
+def test_a_real_plan_fits_a_gpu_of_its_architecture_and_is_refused_in_a_sentence_where_none_is(tmp_path, monkeypatch):
+    """As far as one gets without a GPU: built, found to fit a made-up one, and handed to TensorRT, whole and cut."""
+    folder = plan_kit.write(tmp_path / "engine", 120)
+    monkeypatch.setattr(gpu, "find", lambda: Gpu("NVIDIA GeForce RTX 5090", 120))
+    stated = read(folder)
+    fitted = fitting.fit(stated)
+    assert fitted.kernels is not None
+    assert fitted.kernels.arch == 120
+    program = f"""
+from pathlib import Path
+from serve import fitting, gpu, manifest, plan
+gpu.find = lambda: gpu.Gpu("made up", 120)
+stated = manifest.read({str(folder)!r})
+fitted = fitting.fit(stated)
+whole = Path({str(folder)!r}, "model.plan").read_bytes()
+for content in (whole, whole[:1000], b""):
+    Path.read_bytes = lambda path: content
+    try:
+        plan.Plan(stated, fitted)
+    except Exception as error:
+        print(type(error).__name__, error)
+"""
+    monkeypatch.setattr(fitting, "source_hash", lambda name: "0" * 64)
+    with pytest.raises(fitting.MisfitError, match=r"plugins/embed_layer_norm/ has changed"):
+        fitting.fit(stated)
+    monkeypatch.undo()
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [line.split(" ")[0] for line in done.stdout.splitlines()] == ["UserError"] * 3
+
+
+def test_kernels_that_are_missing_or_not_listed_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "find", lambda: Gpu("made up", 120))
+    version = tensorrt_flavour.version(tensorrt_flavour.load("tensorrt_rtx"))
+    names = {"gelu": fitting.source_hash("gelu")}
+    folder = serve_kit.with_plan(tmp_path / "engine", architectures=[120], tensorrt=version, plugins=names)
+    with pytest.raises(UserError, match="no kernels for sm_120"):
+        fitting.fit(read(folder))
+    stray = folder / "kernels/sm_120/gelu-none-float16.json"
+    stray.parent.mkdir(parents=True)
+    stray.write_text("{}")
+    with pytest.raises(UserError, match="is not listed in"):
+        fitting.fit(read(folder))
+
+
+def test_a_plugins_hash_is_of_what_engines_run(tmp_path, monkeypatch):
+    place = tmp_path / "plugins"
+    shutil.copytree(Path(plugins.__file__).parent / "gelu", place / "gelu")
+    monkeypatch.setattr(plugins, "__file__", str(place / "__init__.py"))
+    before = fitting.source_hash("gelu")
+    for name in ("bench.py", "README.md", "test_gelu.py", "reference.py"):
+        (place / "gelu" / name).write_text("# changed")
+        assert fitting.source_hash("gelu") == before, name
+    seen = {before}
+    for name in ("kernel.py", "plugin.py", "function.py", "helper.py"):
+        (place / "gelu" / name).write_text("# changed")
+        seen.add(fitting.source_hash("gelu"))
+    assert len(seen) == 5
