@@ -28,7 +28,7 @@ def find() -> Gpu | str:
     status, about = runtime.cudaGetDeviceProperties(0)
     if status != runtime.cudaError_t.cudaSuccess:
         return f"CUDA says {status.name}"
-    return Gpu(about.name.decode("utf-8", "replace"), about.major * 10 + about.minor)
+    return Gpu(about.name.split(b"\0")[0].decode("utf-8", "replace"), about.major * 10 + about.minor)
 
 
 def cores() -> int:

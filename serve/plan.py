@@ -61,13 +61,14 @@ class Plan:
 
     def save_cache(self) -> None:
         """Keep the kernels made so far for the next process; a full disk costs that, and nothing else."""
-        if self._cache is None:
+        blob = self._cache.serialize() if self._cache else None
+        if blob is None:
             return
         with suppress(OSError):
             self._cache_path.parent.mkdir(parents=True, exist_ok=True)
             handle, scratch = tempfile.mkstemp(dir=self._cache_path.parent)
             with os.fdopen(handle, "wb") as file:
-                file.write(memoryview(self._cache.serialize()))
+                file.write(memoryview(blob))
             os.replace(scratch, self._cache_path)
 
     def _said(self) -> str:

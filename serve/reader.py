@@ -83,17 +83,13 @@ class Reader:
         """The windows of a data set, cut as in training; `progress` counts texts."""
         return featurise(dataset, self.tokenizer, self.options, progress=progress)
 
-    def predict(
-        self, dataset: Dataset, features: Features, progress: Progress | None = None
-    ) -> dict[str, Prediction]:
+    def predict(self, dataset: Dataset, features: Features, progress: Progress | None = None) -> dict[str, Prediction]:
         """Question id -> best span, before any no-answer threshold."""
         start, end = self.logits(features, progress)
         limit = self.manifest.max_answer_tokens
         return best_answers(features, dataset, start, end, max_answer_tokens=limit)
 
-    def logits(
-        self, features: Features, progress: Progress | None = None
-    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    def logits(self, features: Features, progress: Progress | None = None) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Start and end logits of every window, float32 [its length] each, in the order of the features."""
         start: list = [None] * len(features)
         end: list = [None] * len(features)

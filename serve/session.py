@@ -7,6 +7,8 @@
     first = session.submit(batch)               # the same in two steps: while one batch is computed, the next one is
     second = session.submit(another)            # copied in and the previous one's logits out
     start_logits, end_logits = session.result(first)
+
+`session.close()`, or a `with` block, gives back a GPU's memory and keeps what TensorRT-RTX compiled for the next time.
 """
 
 from abc import ABC, abstractmethod

@@ -9,7 +9,9 @@ once. A batch is rounded up to a bucket (`serve/buckets.py`). The first batch of
 and the plugins prepare themselves for its shape then; later ones replay a CUDA graph, captured once for each slot.
 """
 
+import atexit
 import threading
+import weakref
 from collections import OrderedDict
 from typing import Any
 
@@ -54,6 +56,7 @@ class TensorrtSession(Session):
         cuda = Cuda()
         session = cls(manifest, Plan(manifest, fitted), cuda, most_graphs)
         with_plugins = f"plugins {', '.join(manifest.plugins)}" if manifest.plugins else "no plugins"
+        atexit.register(_close, weakref.ref(session))  # TensorRT's objects must go before CUDA does
         session.device = fitted.gpu.name
         session.why = (
             f"{manifest.target} {manifest.tensorrt} on {fitted.gpu.name} (sm_{fitted.gpu.architecture}), "
@@ -78,6 +81,8 @@ class TensorrtSession(Session):
         check(batch, self.manifest)
         cuda = self._cuda
         with self._lock:
+            if not self._slots:
+                raise RuntimeError("this session is closed; open another one")
             place, self._turn = self._turn, (self._turn + 1) % SLOTS
             slot = self._slots[place]
             if slot.ticket:  # its logits must be out of the buffers before another batch comes in
@@ -97,8 +102,8 @@ class TensorrtSession(Session):
             return slot.ticket
 
     def result(self, ticket: Ticket) -> Logits:
-        slot = self._slots[ticket.place]
         if ticket.values is None:
+            slot = self._slots[ticket.place]
             self._cuda.synchronise(slot.fetched)  # without the lock: another thread may submit meanwhile
             with self._lock:
                 if slot.ticket is ticket:  # or submit has collected it
@@ -107,7 +112,10 @@ class TensorrtSession(Session):
         return ticket.values
 
     def close(self) -> None:
+        """Wait for what is under way, which can still be fetched afterwards, and give back memory of GPU and host."""
         with self._lock:
+            if not self._slots:
+                return
             for stream in (self._in, self._compute_stream, self._out):
                 self._cuda.finish(stream)
             for slot in self._slots:
@@ -171,3 +179,8 @@ class TensorrtSession(Session):
 
     def _compute(self, batch: Packed) -> Logits:
         return self.run(batch)
+
+
+def _close(session: "weakref.ref[TensorrtSession]") -> None:
+    if opened := session():
+        opened.close()

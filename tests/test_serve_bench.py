@@ -85,6 +85,10 @@ def test_throughput_counts_exactly_the_work_done_in_the_time(monkeypatch, tmp_pa
     assert (found["p50_ms"], found["p99_ms"]) == (10.0, 10.0)
     assert found["sequences_per_s"] == pytest.approx(400.0)
     assert found["tokens_per_s"] == 2000
+    whole = bench.Case({}, 7, 70, None, bench._again(lambda: slow(batches[0])))
+    for _ in range(3):
+        whole.measure(0.05)
+    assert whole.result()["sequences_per_s"] == pytest.approx(700.0)
     assert time.perf_counter() == clock[0]
 
 

@@ -74,6 +74,20 @@ def test_many_questions_are_answered_as_each_alone_in_their_order(reader):
     assert reader.answer_many([]) == []
 
 
+def test_two_batches_are_under_way_and_never_more(reader, monkeypatch):
+    """One computed while the next is copied in; more would only hold memory."""
+    log = []
+    for name in ("submit", "result"):
+        real = getattr(reader.session, name)
+        counted = lambda given, name=name, real=real: (log.append(name), real(given))[1]  # noqa: E731
+        monkeypatch.setattr(reader.session, name, counted)
+    reader.answer_many([(QUESTION, FILLER * 6)] * 20)
+    under_way = np.cumsum([1 if name == "submit" else -1 for name in log])
+    assert under_way.max() == 2
+    assert under_way[-1] == 0
+    assert log[:2] == ["submit", "submit"]
+
+
 def test_every_batch_of_the_reader_is_one_that_the_engine_takes(folders):
     for folder in folders.values():
         reader = Reader(folder)
@@ -164,9 +178,7 @@ def settings(*argv: object) -> ServeConfig:
 
 def test_data_writes_predictions_in_the_official_format_and_scores_them(folders, tmp_path, capsys):
     out = tmp_path / "answers.json"
-    result = command.main(
-        settings("--engine", folders["packed"], "--data", questions(tmp_path), "--predictions", out)
-    )
+    result = command.main(settings("--engine", folders["packed"], "--data", questions(tmp_path), "--predictions", out))
     assert json.loads(out.read_text()) == dict.fromkeys(("q0", "q1", "q2"), "Ada Lovelace")
     assert result["metrics"]["exact"] == pytest.approx(200 / 3)
     assert result["metrics"]["total"] == 3
@@ -177,9 +189,9 @@ def test_data_writes_predictions_in_the_official_format_and_scores_them(folders,
 def test_version_2_is_scored_at_the_engines_threshold_or_at_the_best_one(tmp_path, threshold, expected):
     folder = serve_kit.write(tmp_path / "engine", no_answer_threshold=threshold)
     out = tmp_path / "answers.json"
-    metrics = command.main(
-        settings("--engine", folder, "--data", questions(tmp_path, "2.0"), "--predictions", out)
-    )["metrics"]
+    metrics = command.main(settings("--engine", folder, "--data", questions(tmp_path, "2.0"), "--predictions", out))[
+        "metrics"
+    ]
     assert json.loads(out.read_text())["q0"] == expected
     assert ("threshold" in metrics) == (threshold is None)
     assert metrics["NoAns_exact"] == (0.0 if expected else 100.0)

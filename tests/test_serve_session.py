@@ -207,9 +207,7 @@ def test_weights_beside_the_model_are_read_and_checked(tmp_path):
 def test_weights_outside_of_the_folder_are_not_read(tmp_path, inside):
     folder = serve_kit.write(tmp_path / "engine")
     path, outside = str(folder / "model.onnx"), tmp_path / "outside.data"
-    onnx.save_model(
-        serve_kit.model(), path, save_as_external_data=True, location="model.onnx.data", size_threshold=100
-    )
+    onnx.save_model(serve_kit.model(), path, save_as_external_data=True, location="model.onnx.data", size_threshold=100)
     (folder / "model.onnx.data").rename(outside)
     model = onnx.load(path, load_external_data=False)
     places = [entry for tensor in model.graph.initializer for entry in tensor.external_data if entry.key == "location"]

@@ -92,6 +92,7 @@ def test_the_number_of_graphs_is_bounded_and_the_one_unused_for_longest_goes(man
     run(3, 3)
     assert len(plan.executed) > before
 
+
 def test_no_graphs_are_captured_where_none_are_allowed(manifests):
     tested, cuda, plan = session(manifests["packed"], most_graphs=0)
     for _ in range(4):
@@ -125,10 +126,13 @@ def test_closing_keeps_what_was_submitted_and_gives_everything_back(manifests):
     batches = [serve_kit.batch(5, seed=seed) for seed in range(5)]
     with tested:
         tickets = [tested.submit(batch) for batch in batches]
+    tested.close()
     for ticket, batch in zip(tickets, batches, strict=True):
-        assert_right(ticket.values, batch)
+        assert_right(tested.result(ticket), batch)
     assert not cuda.alive
     assert plan.saved == 1
+    with pytest.raises(RuntimeError, match="this session is closed"):
+        tested.submit(batches[0])
 
 
 def test_threads_may_share_a_session(manifests):
