@@ -240,11 +240,16 @@ def _pad_heads(array: np.ndarray, size: int, pad: int, axis: int) -> np.ndarray:
 
 
 def _span_head(writer: _Writer, tensors: Tensors, x: str) -> None:
-    """float32 from here on: x W + b [..., 2], whose columns are the start and the end logits."""
-    kernel, bias = (writer.weight(name, tensors[name], TensorProto.FLOAT) for name in _names("span", "kernel", "bias"))
-    wide = writer.op("head/cast", "Cast", [x], to=TensorProto.FLOAT)
-    product = writer.op("head/product", "MatMul", [wide, kernel])
-    both = writer.op("head/logits", "Add", [product, bias])
-    for column, name in enumerate(("start_logits", "end_logits")):
-        index = writer.weight(f"head/column_{column}", np.array(column), TensorProto.INT64)
-        writer.op(f"head/{name}", "Gather", [both, index], name, axis=-1)
+    """float32 from here on: x W + b, whose two columns are the start and the end logits.
+
+    Written as a product and a sum a column: a matrix product 2 wide gains nothing from tensor cores, and TensorRT-RTX
+    has none in float32 for compute capability 7.5.
+    """
+    wide = writer.op("head/cast", "Cast", [x], to=TensorProto.FLOAT)  # rows+[H]
+    axis = writer.weight("head/axis", np.array([-1]), TensorProto.INT64)
+    for column, word in enumerate(("start", "end")):
+        kernel = writer.weight(f"span.kernel.{word}", tensors["span.kernel"][:, column], TensorProto.FLOAT)  # [H]
+        bias = writer.weight(f"span.bias.{word}", tensors["span.bias"][column], TensorProto.FLOAT)
+        product = writer.op(f"head/{word}/product", "Mul", [wide, kernel])
+        total = writer.op(f"head/{word}/sum", "ReduceSum", [product, axis], keepdims=0)  # rows
+        writer.op(f"head/{word}_logits", "Add", [total, bias], f"{word}_logits")
