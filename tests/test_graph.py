@@ -115,10 +115,10 @@ def test_nodes_say_where_they_are_and_weights_keep_their_names(gelu):
     assert all(node.output[0] == node.name for node in model.graph.node if not node.name.startswith("head/"))
     # Every weight of the checkpoint is there once, and read by a node.
     read = [name for node in model.graph.node for name in node.input]
-    ours = {name for name in kit.tensors(SIZES) if not name.startswith("span.")}
-    ours |= {f"span.{part}.{word}" for part in ("kernel", "bias") for word in ("start", "end")}  # a column each
-    assert ours <= {tensor.name for tensor in model.graph.initializer}
-    assert {name: read.count(name) for name in kit.tensors(SIZES)} == dict.fromkeys(kit.tensors(SIZES), 1)
+    weights = {name for name in kit.tensors(SIZES) if not name.startswith("span.")}
+    weights |= {f"span.{part}.{word}" for part in ("kernel", "bias") for word in ("start", "end")}  # a column each
+    assert weights <= {tensor.name for tensor in model.graph.initializer}
+    assert {name: read.count(name) for name in weights} == dict.fromkeys(weights, 1)
 
 
 @pytest.mark.parametrize("gelu", FORMS)
