@@ -18,6 +18,7 @@ from serve.session import Session
 # Tokens a call; a longer sequence is a call alone. Measured with MiniLM of 6 layers on 2 cores, tokens a second for
 # windows of SQuAD, packed: 128 6,800, 256 7,000, 512 6,000, 1,024 4,600. Padded it hardly matters from 256 to 1,024.
 BUDGETS = {"packed": 256, "padded": 512}
+CALLS_A_BATCH = 8
 PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
 NAMES = {"CUDAExecutionProvider": "CUDA", "CPUExecutionProvider": "the CPU"}
 
@@ -69,6 +70,11 @@ class OnnxSession(Session):
         reasons = "; ".join(word for word in (reason, noted) if word)
         self.why = f"ONNX Runtime {ort.__version__} on {place}, float32" + (f" ({reasons})" if reasons else "")
         self._budget = token_budget or BUDGETS[manifest.layout]
+
+    @property
+    def batch_tokens(self) -> int:
+        """A few calls' worth: larger batches are cut up anyway, and progress should be seen."""
+        return min(super().batch_tokens, CALLS_A_BATCH * self._budget)
 
     def _compute(self, batch: Packed) -> tuple[np.ndarray, np.ndarray]:
         padded = self.manifest.layout == "padded"

@@ -115,10 +115,9 @@ class Reader:
         return start, end
 
     def batches(self, lengths: Sequence[int] | np.ndarray) -> list[np.ndarray]:
-        """Windows of these lengths in batches that the engine takes: rows [B], as few batches as its profile allows."""
-        profile, padded = self.manifest.profile, self.manifest.layout == "padded"
-        most = profile.tokens.most if profile.tokens else profile.batch.most * self.manifest.longest
-        return cut(np.asarray(lengths), most, profile.batch.most, padded=padded)
+        """Windows of these lengths in batches that the engine takes, as large as its session likes them: rows [B]."""
+        most, padded = self.manifest.profile.batch.most, self.manifest.layout == "padded"
+        return cut(lengths, self.session.batch_tokens, most, padded=padded)
 
     def close(self) -> None:
         if self._own:

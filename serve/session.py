@@ -106,6 +106,12 @@ class Session(ABC):
         """Logits of a checked batch."""
 
     @property
+    def batch_tokens(self) -> int:
+        """Tokens a batch, padding included, that whoever has many should give: as many as the engine takes."""
+        profile = self.manifest.profile
+        return profile.tokens.most if profile.tokens else profile.batch.most * self.manifest.longest
+
+    @property
     def notes(self) -> list[str]:
         """What the session did otherwise than it meant to, and what it has captured: lines for a person."""
         return []

@@ -46,6 +46,7 @@ def test_rows_by_batch_and_length_and_on_questions_go_to_the_table_and_the_csv(t
     assert {row["precision"] for row in written} == {"float32"}  # ONNX Runtime's, not the plan's float16
     shown = capsys.readouterr().out
     assert "runtime: ONNX Runtime" in shown
+    assert "left out of question without text: 1 whose windows" in shown
     assert f"{rows[0]['p50_ms']:,}" in shown
 
 
@@ -105,12 +106,12 @@ def test_the_last_line_is_for_machines(tmp_path):
 
 
 def questions(folder: Path) -> Path:
-    """Three questions, one of them over several windows."""
+    """Three questions, the windows of one of them more than the engine takes at once."""
     paragraphs = [
         {"context": "the notes . " * repeat + serve_kit.PASSAGE, "qas": [
             {"id": str(repeat), "question": serve_kit.QUESTION, "answers": [{"text": "1843", "answer_start": at}]}
         ]}
-        for repeat, at in ((0, 50), (1, 62), (9, 158))
+        for repeat, at in ((0, 50), (1, 62), (40, 530))
     ]  # fmt: skip
     path = folder / "dev.json"
     path.write_text(json.dumps({"version": "1.1", "data": [{"paragraphs": paragraphs}]}), encoding="utf-8")
