@@ -21,7 +21,7 @@ NEEDED = (
     '[{"context", "qas": [{"id", "question", "answers": [{"text", "answer_start"}]}]}]}]}'
 )
 SQUAD_HOST = "rajpurkar.github.io"  # where tensorflow-datasets fetches SQuAD
-BUILTIN_PARTS = ("train", "dev-facts", "dev-patterns", "dev-handwritten")
+BUILTIN_PARTS = ("train", "dev", "dev-facts", "dev-patterns", "dev-handwritten")
 
 
 def from_file(path: Path) -> Any:

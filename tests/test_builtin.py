@@ -194,5 +194,14 @@ def test_a_shorter_gold_is_placed_inside_the_first():
 
 
 def test_an_unknown_part_is_named_with_those_that_exist():
-    with pytest.raises(ValueError, match=r"no built-in part 'dev'.*dev-handwritten"):
-        load("dev")
+    with pytest.raises(ValueError, match=r"no built-in part 'test'.*dev-handwritten"):
+        load("test")
+
+
+def test_dev_is_the_three_dev_parts_together():
+    together = [paragraph for article in load("dev")["data"] for paragraph in article["paragraphs"]]
+    parts = [paragraph for part in (*SPLITS, "dev-handwritten")[1:] for article in load(part)["data"]
+             for paragraph in article["paragraphs"]]  # fmt: skip
+    assert together == parts
+    ids = [question["id"] for paragraph in together for question in paragraph["qas"]]
+    assert len(ids) == len(set(ids)) == 875

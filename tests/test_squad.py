@@ -182,7 +182,7 @@ def test_a_builtin_part_is_loaded_by_name_and_an_unknown_one_lists_the_known(mon
     assert len(squad.read("builtin:train", limit=2).examples) == 2
     squad.read("builtin:dev-facts", limit=2)
     assert asked == [("train", {"count": 2}), ("dev-facts", {})]
-    with pytest.raises(UserError, match="choose builtin: and one of train, dev-facts"):
+    with pytest.raises(UserError, match="choose builtin: and one of train, dev, dev-facts"):
         squad.read("builtin:nonsense")
 
 
