@@ -76,7 +76,7 @@ def choose_plan(config: ExportConfig, trt: Any, shapes: Profile) -> engine.Plan:
     """What the plan is built for. Raises: UserError where this TensorRT cannot."""
     found = gpu.find()
     here = None if isinstance(found, str) else found.architecture
-    architectures = engine.choose_architectures(trt, config.architectures(), here)
+    architectures = engine.choose_architectures(trt, config.precision, config.architectures(), here)
     features = tuple(name for name in engine.FEATURES if getattr(config, name))
     engine.refuse_missing(trt, features)
     plan = engine.Plan(config.plugin_names(), architectures, shapes, features)

@@ -50,20 +50,24 @@ def choose_target(said: str) -> tuple[str | None, Any, str]:
     return None, None, "; ".join(missing)
 
 
-def offered(trt: Any) -> tuple[int, ...]:
-    """Compute capabilities that this TensorRT builds for on any machine, ascending; none for full TensorRT."""
+def offered(trt: Any, precision: str) -> tuple[int, ...]:
+    """Compute capabilities that this TensorRT builds for on any machine, ascending; none for full TensorRT.
+
+    TensorRT-RTX compiles products for 7.5 in float16 alone: there are tensor cores for nothing else.
+    """
     kinds = getattr(trt, "ComputeCapability", None)
     if kinds is None or not hasattr(trt.IBuilderConfig, "set_compute_capability"):
         return ()
-    return tuple(sorted(int(name[2:]) for name in kinds.__members__ if name[2:].isdecimal()))
+    found = sorted(int(name[2:]) for name in kinds.__members__ if name[2:].isdecimal())
+    return tuple(arch for arch in found if precision == "float16" or arch >= 80)
 
 
-def choose_architectures(trt: Any, asked: tuple[int, ...] | None, gpu: int | None) -> tuple[int, ...]:
+def choose_architectures(trt: Any, precision: str, asked: tuple[int, ...] | None, gpu: int | None) -> tuple[int, ...]:
     """Those asked for, or this machine's GPU, or without one all that this TensorRT builds for.
 
     Raises: UserError where this TensorRT cannot build for one of them here.
     """
-    possible, name = offered(trt), _title(trt)
+    possible, name = offered(trt, precision), _title(trt)
     if gpu is None and not possible:
         raise UserError(f"{name} builds plans on the GPU they are for, and there is none here; take --target none")
     if asked is None:
@@ -74,8 +78,8 @@ def choose_architectures(trt: Any, asked: tuple[int, ...] | None, gpu: int | Non
         can = [f"for {listed(possible)} in one plan"] if possible else []
         can += [] if gpu is None else [f"for this machine's GPU, {gpu}, alone"]
         raise UserError(
-            f"{name} builds {', or '.join(can)}; --arch says {','.join(map(str, asked))}. Choose from those, export on "
-            "a machine with that GPU, or take --target none"
+            f"{name} builds {precision} plans {', or '.join(can)}; --arch says {','.join(map(str, asked))}. "
+            "Choose from those, export on a machine with that GPU, or take --target none"
         )
     return asked
 
@@ -130,7 +134,7 @@ def _build(trt: Any, model: Path, out: Path, plan: Plan, expected: dict[str, int
     config.clear_flag(trt.BuilderFlag.TF32)  # float32 is meant where the graph says float32: statistics and logits
     for feature in plan.features:
         config.set_flag(getattr(trt.BuilderFlag, feature.upper()))
-    if set(plan.architectures) <= set(offered(trt)):  # else it is this machine's GPU, which needs no word
+    if set(plan.architectures) <= set(offered(trt, "float16")):  # else it is this machine's GPU, which needs no word
         config.num_compute_capabilities = len(plan.architectures)
         for index, arch in enumerate(plan.architectures):
             config.set_compute_capability(trt.ComputeCapability.__members__[f"SM{arch}"], index)

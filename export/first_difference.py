@@ -16,9 +16,9 @@ from plugins import DOMAIN
 
 # Largest relative difference (Frobenius norms) of a layer's output that is put down to rounding.
 ROUNDING = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 1e-1}
-HEAD = "head/logits"  # [T, 2]
+HEAD = ("head/start_logits", "head/end_logits")  # [T] each
 Values = dict[str, np.ndarray]
-Runner = Callable[[list[str]], Values]  # names of nodes -> their outputs, float32 [T, width], real tokens alone
+Runner = Callable[[list[str]], Values]  # names of nodes -> their outputs, float32 [T, width] or [T], real tokens alone
 
 
 def find(model: Path, ours: Runner, reference: Runner, rounding: float, *, inside: bool = True) -> str:
@@ -54,8 +54,8 @@ def relative(ours: Values, reference: Values, names: list[str]) -> dict[str, flo
 
 
 def node_names(model: onnx.ModelProto) -> list[str]:
-    """The nodes of ours in a model and the head's last, in the order of computing."""
-    return [node.name for node in model.graph.node if node.domain == DOMAIN or node.name == HEAD]
+    """The nodes of ours in a model and the head's two last, in the order of computing."""
+    return [node.name for node in model.graph.node if node.domain == DOMAIN or node.name in HEAD]
 
 
 def layer_of(name: str) -> str:
@@ -65,7 +65,7 @@ def layer_of(name: str) -> str:
 
 def is_end(name: str) -> bool:
     """Whether a node is the last of the embeddings, of a layer or of the head."""
-    return name in ("embeddings", HEAD) or name.endswith("/ffn/norm")
+    return name in ("embeddings", *HEAD) or name.endswith("/ffn/norm")
 
 
 def _percent(share: float) -> str:

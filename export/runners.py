@@ -61,7 +61,8 @@ class Keras:
         hidden = self.model.encoder(*arguments, want=("hidden",)).hidden
         names = ["embeddings", *(ENDS.format(index) for index in range(len(hidden) - 1))]
         values = {name: array.numpy()[mask] for name, array in zip(names, hidden, strict=True)}
-        values[HEAD] = np.stack([logits.numpy()[mask] for logits in self.model.logits(hidden[-1])], axis=-1)
+        logits = self.model.logits(hidden[-1])
+        values |= {name: array.numpy()[mask] for name, array in zip(HEAD, logits, strict=True)}
         return lambda wanted: {name: values[name] for name in wanted}
 
 

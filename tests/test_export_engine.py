@@ -1,6 +1,5 @@
 """Plans by the TensorRT that is installed, built for real: plugins counted, what is lacking refused, Ctrl-C obeyed."""
 
-import re
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -30,11 +29,11 @@ def trt():
 def build(trt, tmp_path):
     """build(plugins, ...) -> (plugin layers, the plan's file) of the kit's model."""
 
-    def run(names=(), gelu="erf", precision="float16", layout="packed", bare=frozenset(), features=()):
+    def run(names=(), gelu="erf", precision="float16", layout="packed", bare=frozenset(), features=(), archs=(89,)):
         sizes = replace(SIZES, gelu=gelu)
         model = graph.build(kit.tensors(sizes), sizes, precision=precision, layout=layout, bare=bare)
         files.save(model, tmp_path / "model.onnx")
-        plan = engine.Plan(tuple(names), (89,), PACKED if layout == "packed" else PADDED, features)
+        plan = engine.Plan(tuple(names), archs, PACKED if layout == "packed" else PADDED, features)
         out = tmp_path / "model.plan"
         return engine.build(trt, tmp_path / "model.onnx", out, plan, graph.expected_nodes(sizes)), out
 
@@ -60,6 +59,12 @@ def test_a_plan_of_the_tanh_form_has_its_gelu_inside_linear(build, precision, la
 @pytest.mark.parametrize(("precision", "layout"), [("float32", "packed"), ("bfloat16", "padded")])
 def test_a_plan_needs_no_plugin_in_any_precision_or_layout(build, precision, layout):
     assert build((), precision=precision, layout=layout)[0] == {}
+
+
+@pytest.mark.parametrize("precision", graph.DTYPES)
+def test_one_plan_holds_for_all_architectures_that_are_offered(build, trt, precision):
+    names = () if precision == "float32" else ALL
+    assert build(names, precision=precision, archs=engine.offered(trt, precision))[1].is_file()
 
 
 def test_a_plugin_that_was_not_registered_stops_the_build(build, monkeypatch):
@@ -148,30 +153,33 @@ def test_a_target_that_is_not_installed_is_an_error_by_name_and_passed_over_by_a
 
 
 def test_architectures_are_those_asked_for_or_this_gpu_or_all_that_are_possible(trt):
-    possible = engine.offered(trt)
+    possible = engine.offered(trt, "float16")
     assert {75, 80, 86, 89, 120} <= set(possible)
-    assert engine.choose_architectures(trt, None, None) == possible
-    assert engine.choose_architectures(trt, None, 89) == (89,)
-    assert engine.choose_architectures(trt, (80, 120), 89) == (80, 120)
-    assert engine.choose_architectures(trt, (90,), 90) == (90,)  # nothing is set then: TensorRT takes the GPU it sees
+    assert engine.choose_architectures(trt, "float16", None, None) == possible
+    assert engine.choose_architectures(trt, "float16", None, 89) == (89,)
+    assert engine.choose_architectures(trt, "float16", (80, 120), 89) == (80, 120)
+    # Nothing is set then, and TensorRT takes the GPU it sees.
+    assert engine.choose_architectures(trt, "float16", (90,), 90) == (90,)
+    for precision in ("bfloat16", "float32"):  # no tensor cores for these before 8.0
+        assert engine.choose_architectures(trt, precision, None, None) == possible[1:]
 
 
 @pytest.mark.parametrize(("asked", "gpu", "message"), [
-    ((90,), None, r"builds for 75, 80, 86, 89, 120 or 121 in one plan; --arch says 90. Choose"),
+    ((90,), None, r"builds float16 plans for 75, 80, 86, 89, 120 or 121 in one plan; --arch says 90. Choose"),
     ((89, 90), 90, r"or 121 in one plan, or for this machine's GPU, 90, alone; --arch says 89,90. Choose"),
 ])  # fmt: skip
 def test_an_architecture_that_cannot_be_built_for_here_is_refused(trt, asked, gpu, message):
     with pytest.raises(UserError, match=message):
-        engine.choose_architectures(trt, asked, gpu)
+        engine.choose_architectures(trt, "float16", asked, gpu)
 
 
 def test_full_tensorrt_builds_on_a_gpu_alone():
     full = SimpleNamespace(__name__="tensorrt", __version__="11.0")
     with pytest.raises(UserError, match="builds plans on the GPU they are for, and there is none here"):
-        engine.choose_architectures(full, None, None)
-    assert engine.choose_architectures(full, None, 90) == (90,)
-    with pytest.raises(UserError, match=re.escape("builds for this machine's GPU, 90, alone; --arch says 80. Choose")):
-        engine.choose_architectures(full, (80,), 90)
+        engine.choose_architectures(full, "float16", None, None)
+    assert engine.choose_architectures(full, "float16", None, 90) == (90,)
+    with pytest.raises(UserError, match=r"float16 plans for this machine's GPU, 90, alone; --arch says 80\. Choose"):
+        engine.choose_architectures(full, "float16", (80,), 90)
 
 
 def test_progress_is_shown_and_ctrl_c_stops_the_build(build, monkeypatch):

@@ -122,7 +122,7 @@ def test_the_bootstrap_interval_is_that_of_the_mean_and_the_same_each_time():
     ("layers.1.attention.out.bias", "layer_1/attention/norm"),
     ("layers.1.ffn.in.kernel", "layer_1/ffn/in"),
     ("layers.1.ffn.norm.offset", "layer_1/ffn/norm"),
-    ("span.kernel", "head/logits"),
+    ("span.kernel", "head/start_logits"),
 ])  # fmt: skip
 @pytest.mark.parametrize("layout", graph.LAYOUTS)
 def test_the_first_node_that_differs_is_named(tmp_path, layout, weight, node):
@@ -136,7 +136,7 @@ def test_the_first_node_that_differs_is_named(tmp_path, layout, weight, node):
     told = find(tmp_path / "spoilt.onnx", ours, theirs, first_difference.ROUNDING["float32"])
     assert re.match(rf"the first layer that differs is {node.split('/')[0]}: {node} by \S+ %( \(\S+ before|$)", told)
     same = find(tmp_path / "whole.onnx", theirs, theirs, first_difference.ROUNDING["float32"])
-    assert same == "no layer differs by more than 0.1 %; the last, head/logits, by 0 %"
+    assert same == "no layer differs by more than 0.1 %; the last, head/end_logits, by 0 %"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["spoilt.onnx", "whole.onnx"]
 
 
