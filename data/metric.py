@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from configs.errors import UserError
+from data.answers import Prediction, texts
 from data.squad import Dataset, Example
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -120,3 +121,15 @@ def _search(
         if current > best:
             best, threshold = current, no_answer_scores[name]
     return 100.0 * best / len(scores) if scores else 0.0, threshold
+
+
+def score(dataset: Dataset, predictions: Mapping[str, Prediction], threshold: float | None = None) -> dict[str, float]:
+    """EM and F1 in percent; version 2.0 at `threshold`, or at the best one on these questions, returned with them."""
+    if dataset.version == "1.1":
+        return evaluate(dataset, texts(predictions))
+    found = {}
+    if threshold is None:
+        scores = {name: prediction.no_answer_score for name, prediction in predictions.items()}
+        threshold = best_threshold(dataset, texts(predictions), scores)["threshold"]
+        found = {"threshold": threshold}
+    return evaluate(dataset, texts(predictions, threshold)) | found

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from configs import command
 from data.features import Features
+from data.metric import score
 from distill import student, teacher
 from distill.config import DistillConfig
 from distill.objective import Objective
@@ -17,7 +18,7 @@ from model import run_folder
 from model.heads import SpanModel
 from model.weights import MODEL_FILE, read_json, read_tensors
 from train import checkpoint, loop
-from train.evaluate import Evaluator, score
+from train.evaluate import Evaluator
 from train.hardware import Hardware
 from train.prepare import epoch_batches, initialise
 from train.step import Step

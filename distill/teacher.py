@@ -9,11 +9,12 @@ from configs.errors import UserError
 from data import squad
 from data.answers import best_answers
 from data.features import FeatureOptions, Features
+from data.metric import score
 from data.tokenize import Tokenizer, read_vocabulary
 from distill.config import DistillConfig
 from model import run_folder, weights
 from model.heads import SpanModel
-from train.evaluate import Evaluator, score
+from train.evaluate import Evaluator
 
 DEFAULTS = {"window": 384, "stride": 128, "query": 64, "max_answer_tokens": 30}  # of a teacher that is no run folder
 

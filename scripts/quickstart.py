@@ -22,14 +22,14 @@ from configs.errors import UserError
 from configs.options import setting
 from data import squad
 from data.features import FeatureOptions, featurise
-from data.metric import score_each
+from data.metric import score, score_each
 from data.tokenize import Tokenizer
 from model import run_folder, weights
 from model.heads import SpanModel
 from scripts.fetch_weights import minilm_folder
 from serve import gpu
 from serve.reader import Reader
-from train.evaluate import Evaluator, score
+from train.evaluate import Evaluator
 from train.prepare import initialise
 
 BUILT_IN = {

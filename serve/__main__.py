@@ -55,17 +55,12 @@ def answer_file(reader: Reader, config: ServeConfig) -> dict:
         begin = time.perf_counter()
         predictions = reader.predict(dataset, features, lambda done, total: _advance(bar, done, total))
         seconds = time.perf_counter() - begin
-    threshold, chosen = None, {}
-    if dataset.version == "2.0":  # version 1.1 always has an answer
-        threshold = reader.manifest.no_answer_threshold
-        if threshold is None:  # the run was not trained for it: say what the best one on these questions would give
-            scores = {name: found.no_answer_score for name, found in predictions.items()}
-            threshold = metric.best_threshold(dataset, texts(predictions), scores)["threshold"]
-            chosen = {"threshold": threshold}
-    answers = texts(predictions, threshold)
+    # A run that was not trained for version 2.0 has no threshold: the best one on these questions is used, and told.
+    threshold = reader.manifest.no_answer_threshold if dataset.version == "2.0" else None
+    metrics = metric.score(dataset, predictions, threshold)
     if config.predictions:
+        answers = texts(predictions, metrics.get("threshold", threshold))
         Path(config.predictions).write_text(json.dumps(answers, ensure_ascii=False), encoding="utf-8")
-    metrics = metric.evaluate(dataset, answers) | chosen
     print(", ".join(f"{name} {value:.2f}" for name, value in metrics.items()))
     speed = {"windows": len(features), "windows_per_s": round(len(features) / seconds, 1)}
     print(f"{speed['windows']} windows, {speed['windows_per_s']} a second", flush=True)

@@ -35,15 +35,15 @@ class Plan:
             if validity == trt.EngineValidity.INVALID:
                 said = f"diagnostics {diagnostics:#x}, {self._said()}"
                 raise UserError(f"TensorRT refuses {path} on this machine ({said}); export again here")
-        with registration.registered(trt, list(manifest.plugins), fitted.kernels):
-            self._engine = self._runtime.deserialize_cuda_engine(plan)
-        if self._engine is None:
-            raise UserError(f"TensorRT cannot read {path}: {self._said()}; export the engine again")
-        self._expect(trt, manifest)
         self._cache = None
         name = f"{manifest.files[PLAN].sha256[:32]}-sm_{fitted.gpu.architecture}.cache"
         self._cache_path = cache_folder("tensorrt") / name
-        self._context = self._engine.create_execution_context(self._config(trt))
+        with registration.registered(trt, list(manifest.plugins), fitted.kernels):
+            self._engine = self._runtime.deserialize_cuda_engine(plan)
+            if self._engine is None:
+                raise UserError(f"TensorRT cannot read {path}: {self._said()}; export the engine again")
+            self._expect(trt, manifest)
+            self._context = self._engine.create_execution_context(self._config(trt))
         if self._context is None:
             raise RuntimeError(f"TensorRT made no execution context: {self._said()}")
 

@@ -13,9 +13,10 @@ from tqdm import tqdm
 from configs import command
 from configs.errors import UserError
 from configs.options import setting
-from data import batches, metric, squad
+from data import batches, squad
 from data.answers import Prediction, best_answers, texts
 from data.features import FeatureOptions, Features, featurise
+from data.metric import score
 from data.tokenize import Tokenizer
 from model import run_folder, weights
 from model.heads import SpanModel
@@ -68,20 +69,6 @@ class Evaluator:
     def __call__(self) -> dict[str, float]:
         """{"exact", "f1", "total"}; for SQuAD v2.0 at the threshold with the best F1, which is "threshold"."""
         return score(self.dataset, self.predictions())
-
-
-def score(
-    dataset: squad.Dataset, predictions: dict[str, Prediction], threshold: float | None = None
-) -> dict[str, float]:
-    """EM and F1 in percent; version 2.0 at `threshold`, or at the best one on these questions, returned with them."""
-    if dataset.version == "1.1":
-        return metric.evaluate(dataset, texts(predictions))
-    found = {}
-    if threshold is None:
-        scores = {name: prediction.no_answer_score for name, prediction in predictions.items()}
-        threshold = metric.best_threshold(dataset, texts(predictions), scores)["threshold"]
-        found = {"threshold": threshold}
-    return metric.evaluate(dataset, texts(predictions, threshold)) | found
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What all tests share: quiet TensorFlow, and a GPU that is there when a test asks for one."""
+"""What all tests, in tests/ and plugins/, share: quiet TensorFlow, and a GPU that is there when a test asks for one."""
 
 import functools
 import os
