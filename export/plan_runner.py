@@ -3,6 +3,7 @@
 For the search after a failed comparison alone (`export/first_difference.py`); answers come from `serve/session.py`.
 """
 
+import math
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 from export import engine
 from export.first_difference import Runner, Values
 from export.runners import inputs_of, marked, real
-from plugins import registration
+from plugins import registration, tensorrt_flavour
 from plugins.kernels import KernelSet
 from serve.cuda import Cuda
 from serve.packed import Packed
@@ -39,37 +40,47 @@ def plan_runner(
     return of
 
 
-def execute(trt: Any, plan: bytes, inputs: dict[str, np.ndarray], outputs: list[str]) -> list[np.ndarray]:
-    """Run a plan once on its inputs (int32); float32 outputs by name. Its plugins must be registered."""
-    cuda, log = Cuda(), engine.tensorrt_flavour.logger(trt)
+def execute(trt: Any, plan: bytes, inputs: dict[str, np.ndarray], outputs: list[str], cuda: Any = None) -> list:
+    """Run a plan once on its inputs (int32 arrays by name); its outputs of these names, float32 arrays.
+
+    Its plugins must be registered. cuda: a `serve.cuda.Cuda`, or a stand-in. Raises: RuntimeError where TensorRT
+    refuses something.
+    """
+    cuda, log = cuda or Cuda(), tensorrt_flavour.logger(trt)
+
+    def must(done: Any, what: str) -> Any:
+        if not done:
+            raise RuntimeError(f"TensorRT refused {what}: {log.errors[-1] if log.errors else 'it gave no reason'}")
+        return done
+
     runtime = trt.Runtime(log)
-    loaded = runtime.deserialize_cuda_engine(plan)
-    context = loaded.create_execution_context()
-    stream, addresses = cuda.stream(), []
+    loaded = must(runtime.deserialize_cuda_engine(plan), "the plan")
+    context = must(loaded.create_execution_context(), "a context")
+    stream = cuda.stream()
+    blocks: dict[str, tuple[int, np.ndarray, int]] = {}  # address on the host, its bytes, address on the GPU
 
     def place(name: str, size: int) -> tuple[int, np.ndarray, int]:
-        """(address on the host, its bytes, address on the GPU) for a tensor."""
-        host, view = cuda.pinned(size)
-        addresses.append((host, cuda.memory(size)))
-        context.set_tensor_address(name, addresses[-1][1])
-        return host, view, addresses[-1][1]
+        blocks[name] = (*cuda.pinned(size), cuda.memory(size))
+        must(context.set_tensor_address(name, blocks[name][2]), f"an address for {name}")
+        return blocks[name]
 
     for name, array in inputs.items():
         if loaded.get_tensor_mode(name) != trt.TensorIOMode.INPUT:
-            continue
-        context.set_input_shape(name, array.shape)
+            continue  # nothing that is marked depends on it
+        must(context.set_input_shape(name, array.shape), f"the shape {array.shape} of {name}")
         host, view, gpu = place(name, array.nbytes)
         view.view(np.int32)[:] = array.reshape(-1)
         cuda.copy_in(gpu, host, array.nbytes, stream)
     shapes = {name: tuple(context.get_tensor_shape(name)) for name in outputs}
-    places = {name: place(name, 4 * int(np.prod(shape))) for name, shape in shapes.items()}
-    if not context.execute_async_v3(int(stream)):
-        raise RuntimeError(f"TensorRT refused to run: {log.errors[-1] if log.errors else 'it gave no reason'}")
-    for host, view, gpu in places.values():
+    for name, shape in shapes.items():
+        place(name, 4 * math.prod(shape))
+    must(context.execute_async_v3(int(stream)), "to run")
+    for name in outputs:
+        host, view, gpu = blocks[name]
         cuda.copy_out(host, gpu, view.nbytes, stream)
     cuda.finish(stream)
-    found = [places[name][1].view(np.float32).reshape(shapes[name]).copy() for name in outputs]
-    for host, gpu in addresses:
+    found = [blocks[name][1].view(np.float32).reshape(shape).copy() for name, shape in shapes.items()]
+    for host, _, gpu in blocks.values():
         cuda.free_pinned(host)
         cuda.free(gpu)
     cuda.free_stream(stream)
