@@ -91,6 +91,15 @@ class Features:
             "row": rows.astype(np.int32),
         }
 
+    def fingerprint(self) -> str:
+        """SHA-256 of all windows and labels: the same for the same questions, tokeniser and options."""
+        digest = hashlib.sha256("\n".join(self.examples).encode())
+        for name, value in sorted(vars(self).items()):
+            if isinstance(value, np.ndarray):
+                digest.update(f"{name} {value.dtype} {value.shape}".encode())
+                digest.update(np.ascontiguousarray(value).data)
+        return digest.hexdigest()
+
     def max_context(self, row: int) -> np.ndarray:
         """bool [count of the window]: the context tokens that this window shows with more context than any other."""
         low, high = np.searchsorted(self.example, [self.example[row], self.example[row] + 1])

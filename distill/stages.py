@@ -94,6 +94,7 @@ class Prepared:
             chief=self.machine.chief,
             last=f"last{suffix}",
             best=f"best{suffix}",
+            data=stage.features.fingerprint(),
             before=sum(earlier.total_steps for earlier in self.stages[: stage.index]),
         )
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -100,6 +101,22 @@ def test_going_on_with_a_finished_run_changes_nothing(home):
     metrics = tiny.train([*tiny.arguments(home), *LONG, *dev, "--resume"])
     assert metrics["best"] == json.loads((home / "metrics.json").read_text())["best"]
     assert before == {path: path.read_bytes() for path in (home / "run").rglob("*.safetensors")}
+
+
+def test_resuming_with_other_questions_under_the_same_name_is_refused(home, tmp_path):
+    argv = [*tiny.arguments(home), *LONG, "--dev", str(home / "dev.json"), "--resume"]
+    data = Path(argv[argv.index("--data") + 1])
+    before = data.read_text(encoding="utf-8")
+    try:
+        questions = json.loads(before)
+        questions["data"].reverse()
+        questions["data"][0]["paragraphs"].reverse()
+        questions["data"][0]["paragraphs"][0]["qas"].reverse()
+        data.write_text(json.dumps(questions), encoding="utf-8")
+        with pytest.raises(UserError, match=r"not those that .*last was written with"):
+            tiny.train(argv)
+    finally:
+        data.write_text(before, encoding="utf-8")
 
 
 def test_resuming_with_other_settings_names_them(home):

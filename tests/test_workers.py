@@ -55,7 +55,16 @@ def test_two_workers_have_the_loss_curve_of_one_with_the_same_batch(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "stated", [None, "", "{}", '{"cluster": {"worker": ["a:1"]}}', '{"cluster": 3, "task": 4}', "[1]"]
+    "stated",
+    [
+        None,
+        "",
+        "{}",
+        '{"cluster": {"worker": ["a:1"]}}',
+        '{"cluster": 3, "task": 4}',
+        "[1]",
+        '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}',
+    ],
 )
 def test_a_worker_without_a_usable_list_of_workers_says_what_it_needs(stated, monkeypatch):
     monkeypatch.delenv("TF_CONFIG", raising=False)
@@ -63,6 +72,15 @@ def test_a_worker_without_a_usable_list_of_workers_says_what_it_needs(stated, mo
         monkeypatch.setenv("TF_CONFIG", stated)
     with pytest.raises(UserError, match="TF_CONFIG"):
         hardware.prepare("auto", "multiworker", False, 1)
+
+
+@pytest.mark.parametrize(("kind", "index", "rank"), [("chief", 0, 0), ("worker", 0, 1), ("worker", 1, 2)])
+def test_a_separate_chief_comes_first_and_alone_writes(kind, index, rank, monkeypatch):
+    cluster = {"chief": ["a:1"], "worker": ["b:1", "c:1"]}
+    monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": cluster, "task": {"type": kind, "index": index}}))
+    monkeypatch.setattr(hardware.tf.distribute, "MultiWorkerMirroredStrategy", mock.Mock)
+    machine = hardware.prepare("auto", "multiworker", False, 1)
+    assert (machine.rank, machine.ranks, machine.chief) == (rank, 3, rank == 0)
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused(tmp_path):

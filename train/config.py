@@ -42,7 +42,7 @@ class RunConfig:
 
     seed: int = setting(1, least=0, most=2**31 - 1, help="of head, shuffling and dropout")
     batch_size: int = setting(32, least=1, help="windows a step, all devices together; usually 12 to 48")
-    accumulate: int = setting(1, least=1, help="steps whose gradients are summed before an update")
+    accumulate: int = setting(1, least=1, help="steps summed to an update; what the last update leaves over is dropped")
     weight_decay: float = setting(0.01, least=0.0, help="AdamW's decay, not on biases and layer norms")
     bias_correction: bool = setting(True, help="Adam's; --no-bias-correction copies google-research/bert")
     clip_norm: float = setting(1.0, least=0.0, help="upper bound of the gradients' global norm; 0 for none")

@@ -60,13 +60,18 @@ def prepare(device: str, distribute: str, deterministic: bool, seed: int) -> Har
 def _worker(gpu: bool) -> Hardware:
     try:
         stated = json.loads(os.environ["TF_CONFIG"])
-        workers, index = stated["cluster"]["worker"], int(stated["task"]["index"])
-    except (KeyError, ValueError, TypeError) as error:
+        chiefs, workers = stated["cluster"].get("chief", []), stated["cluster"].get("worker", [])
+        kind, index = stated["task"].get("type", "worker"), int(stated["task"]["index"])
+        ranks = len(chiefs) + len(workers)
+        rank = {"chief": index, "worker": len(chiefs) + index}[kind]  # TensorFlow counts the chief first, too
+        if not 0 <= rank < ranks:
+            raise ValueError(f"{kind} {index} is not in the cluster")
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise UserError(
             "--distribute multiworker needs TF_CONFIG in the environment, the same list for every worker and its own "
             'index: {"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}'
         ) from error
-    return Hardware(gpu, tf.distribute.MultiWorkerMirroredStrategy(), index, len(workers), index == 0)
+    return Hardware(gpu, tf.distribute.MultiWorkerMirroredStrategy(), rank, ranks, rank == 0)
 
 
 def use_xla(asked: bool | None, gpu: bool) -> tuple[bool, str]:

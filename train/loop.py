@@ -40,6 +40,7 @@ class Job:
     chief: bool = True  # alone writes
     last: str = "last"  # folder of the checkpoint that --resume reads
     best: str = "best"
+    data: str = ""  # fingerprint of what `batches` gives; a run is resumed with the same
     before: int = 0  # steps of earlier stages in the same folder: metrics.jsonl and events go on counting
     history: list = field(default_factory=list)  # of evaluations: {"step", metrics...}
 
@@ -51,13 +52,19 @@ class Job:
 def run(job: Job, resume: bool = False) -> dict:
     """Train to the end. Returns the metrics of the last evaluation, with the best ones under "best".
 
-    Raises: UserError when 50 steps in a row had non-finite gradients, or the disk is full.
+    Raises: UserError when 50 steps in a row had non-finite gradients, the disk is full, or a run is resumed with other
+    data.
     """
     position = {"step": 0, "best": None, "history": []}
     state = job.step.variables()
     if resume:
         position = checkpoint.load_last(job.out / job.last, job.weights, {**state, **job.extra})
         checkpoint.recover(job.out / job.best)
+        if position.get("data", job.data) != job.data:
+            raise UserError(
+                f"--resume: the training questions are not those that {job.out / job.last} was written with, though "
+                "they have the same name; put the old file back, or start again with --overwrite"
+            )
     done, best, job.history = position["step"], position["best"], position["history"]
     journal = Journal(
         job.out if job.chief else None,
@@ -71,7 +78,7 @@ def run(job: Job, resume: bool = False) -> dict:
 
     def save_last() -> None:
         if job.chief:
-            where = {"step": done, "best": best, "history": job.history}
+            where = {"step": done, "best": best, "history": job.history, "data": job.data}
             checkpoint.save_last(job.out / job.last, job.weights, {**state, **job.extra}, where)
 
     def evaluate() -> None:

@@ -63,6 +63,7 @@ class Prepared:
             save_every=config.save_every,
             log_every=config.log_every,
             chief=self.machine.chief,
+            data=self.features.fingerprint(),
         )
 
 
