@@ -8,6 +8,7 @@ from typing import Any
 from tqdm import tqdm
 
 from configs import command
+from configs.errors import UserError
 from export import checkpoint as checkpoints
 from export import engine, files, graph, hf, manifest, out_folder, profile
 from export.checkpoint import Checkpoint
@@ -93,6 +94,7 @@ def write(
     """All files of the engine; returns what engine.json says before the comparison."""
     sizes = checkpoint.config
     gelu = config.gelu or sizes.gelu
+    variants = kernels_for(config, checkpoint, gelu, plan) if plan else []
     settings: dict[str, Any] = {"layout": config.layout, "gelu": gelu}
     files.save(graph.build(checkpoint.tensors, sizes, precision="float32", **settings), folder / MODEL)
     source = plan_source(folder, config)
@@ -109,7 +111,7 @@ def write(
             say(f"  {op}: {count} plugin layers for {expected[op]} nodes")
         size = (folder / PLAN).stat().st_size
         say(f"plan: {size / 2**20:.1f} MiB in {time.monotonic() - start:.1f} s")
-        write_kernels(folder, config, checkpoint, gelu, plan)
+        write_kernels(folder, variants, plan)
         built = {
             "target": target,
             "tensorrt": tensorrt_flavour.version(trt),
@@ -135,22 +137,27 @@ def bare_ops(target: str | None, plan: engine.Plan | None) -> frozenset[str]:
     return frozenset(ops_of(plan.plugins)) if plan and target == "tensorrt" else frozenset()
 
 
-def write_kernels(folder: Path, config: ExportConfig, checkpoint: Checkpoint, gelu: str, plan: engine.Plan) -> None:
-    """kernels/sm_XX/ for every architecture of the plan."""
-    sizes = checkpoint.config
-    needed = compiler.needed(
-        compiler.Sizes(
-            sizes.hidden, sizes.heads, graph.padded_head_size(sizes), sizes.ffn, config.layout,
-            "none" if gelu == "erf" else "tanh",
-        ),
-        config.precision, plan.plugins,
+def kernels_for(config: ExportConfig, checkpoint: Checkpoint, gelu: str, plan: engine.Plan) -> list[compiler.Variant]:
+    """What the plan's plugins launch. Raises: UserError where a plugin has no kernel for these sizes."""
+    model = checkpoint.config
+    sizes = compiler.Sizes(
+        model.hidden, model.heads, graph.padded_head_size(model), model.ffn, config.layout,
+        "none" if gelu == "erf" else "tanh",
     )  # fmt: skip
-    if not needed:
+    try:
+        return compiler.needed(sizes, config.precision, plan.plugins)
+    except ValueError as error:
+        raise UserError(f"no kernels for this model: {error}; leave that plugin out of --plugins") from error
+
+
+def write_kernels(folder: Path, variants: list[compiler.Variant], plan: engine.Plan) -> None:
+    """kernels/sm_XX/ for every architecture of the plan."""
+    if not variants:
         return
     start = time.monotonic()
     for arch in tqdm(plan.architectures, "compile kernels", unit="GPU", leave=False):
-        kernels.write(folder, arch, compiler.compile_set(needed, arch).values())
-    say(f"kernels: {len(needed)} for each of {len(plan.architectures)} GPUs in {time.monotonic() - start:.1f} s")
+        kernels.write(folder, arch, compiler.compile_set(variants, arch).values())
+    say(f"kernels: {len(variants)} for each of {len(plan.architectures)} GPUs in {time.monotonic() - start:.1f} s")
 
 
 def make_gate(

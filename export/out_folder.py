@@ -50,8 +50,18 @@ def scratch(out: Path) -> Iterator[Path]:
 
 def move(folder: Path, out: Path) -> None:
     """Put a finished folder in its place; what was there goes, but only after the new one has arrived."""
+    _as_any_file(folder)
     before = out.with_name(f".{out.name}.{os.getpid()}.before")
     if out.exists():
         os.rename(out, before)
     os.rename(folder, out)
     shutil.rmtree(before, ignore_errors=True)
+
+
+def _as_any_file(folder: Path) -> None:
+    """Some libraries write files that their owner alone may read; what serves an engine is often another user."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(0o666 & ~mask)

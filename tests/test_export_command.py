@@ -16,6 +16,7 @@ from configs.errors import UsageError, UserError
 from data.features import FeatureOptions, featurise
 from data.squad import read
 from data.tokenize import Tokenizer
+from export import __main__ as command
 from plugins.kernels import KernelSet
 from serve import fitting
 from serve import manifest as manifests
@@ -128,6 +129,17 @@ def test_a_users_folder_where_a_failed_engine_would_go_is_left_alone(home, tmp_p
     with pytest.raises(UsageError, match=r"the place for a failed engine, .*e\.failed was not written by this command"):
         export(home, tmp_path / "e")
     assert (tmp_path / "e.failed" / "thesis.txt").is_file()
+
+
+def test_a_plugin_without_a_kernel_for_the_model_is_refused_before_anything_is_built(home, tmp_path, monkeypatch):
+    def needed(sizes, dtype, names):
+        assert (sizes.head_size, sizes.layout, sizes.gelu, dtype) == (32, "packed", "none", "float16")
+        raise ValueError("gelu knows no such width")
+
+    monkeypatch.setattr(command.compiler, "needed", needed)
+    with pytest.raises(UserError, match="for this model: gelu knows no such width; leave that plugin out of --plugins"):
+        export(home, tmp_path / "e", "--no-verify")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_for_hugging_face_is_written_alone_or_beside_an_engine(home, tmp_path):

@@ -190,6 +190,9 @@ def test_a_folder_arrives_whole_or_not_at_all(tmp_path):
     assert [path.name for path in out.iterdir()] == ["new"]
     with out_folder.scratch(out) as folder:
         (folder / "newest").write_text("3")
+        modes = (folder / "newest").stat().st_mode
+        (folder / "newest").chmod(0o600)  # as safetensors and onnx do
         out_folder.move(folder, out)
     assert [path.name for path in out.iterdir()] == ["newest"]
+    assert (out / "newest").stat().st_mode == modes
     assert [path.name for path in out.parent.iterdir()] == ["out"]
