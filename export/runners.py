@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from configs.errors import UserError
 from data.features import Features
 from export.checkpoint import Checkpoint
 from export.comparison import Logits
@@ -23,14 +24,19 @@ ENDS = "layer_{}/ffn/norm"
 
 
 class Keras:
-    """The checkpoint as it was trained: Keras, float32."""
+    """The checkpoint as it was trained: Keras, float32. Raises: UserError where there is no TensorFlow."""
 
     def __init__(self, checkpoint: Checkpoint):
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's greetings hide what matters
-        import tensorflow as tf
+        try:
+            import tensorflow as tf
 
-        from model.heads import SpanModel
-
+            from model.heads import SpanModel
+        except ImportError as error:
+            raise UserError(
+                f"the comparison with the checkpoint runs it in Keras on TensorFlow, and {error}; install both, "
+                "or leave it out with --no-verify"
+            ) from error
         tf.config.experimental.enable_tensor_float_32_execution(False)  # the reference is float32 on a GPU, too
         for gpu in tf.config.list_physical_devices("GPU"):
             tf.config.experimental.set_memory_growth(gpu, True)  # or nothing is left for TensorRT

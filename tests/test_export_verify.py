@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ import pytest
 import tiny
 from fake_cuda import FakeCuda
 
+from configs.errors import UserError
 from export import checkpoint, files, first_difference, graph, plan_runner, runners, verify
 from export.comparison import Comparison, Questions, Tolerance, bootstrap, compare, worst
 from export.first_difference import find
@@ -89,6 +91,28 @@ def test_another_answer_is_seen_in_every_figure(questions, reference):
     answers = questions.answers((start, end))
     name = questions.dataset.examples[questions.features.example[3]].id
     assert answers[name] != questions.answers(reference)[name]
+
+
+def test_with_version_2_the_runs_threshold_decides_what_has_no_answer(tmp_path):
+    run = kit.run(tmp_path / "run", version="2.0", no_answer_threshold=0.0)
+    tiny.questions(tmp_path / "dev.json", 40, version="2.0")
+    asked = Questions.read(checkpoint.read(run), str(tmp_path / "dev.json"), 30)
+    assert len(asked.dataset.examples) == 30
+    zeros = [np.zeros(length, np.float32) for length in asked.features.length]
+    never, always = [row.copy() for row in zeros], [row.copy() for row in zeros]
+    for one, other in zip(never, always, strict=True):
+        one[0], other[-2] = 1.0, 1.0  # [CLS], which is no answer, and the last token of the context
+    assert set(asked.answers((never, zeros)).values()) == {""}
+    assert "" not in asked.answers((always, always)).values()
+    without = np.array([not example.answers for example in asked.dataset.examples])
+    assert 0 < without.sum() < 30
+    np.testing.assert_array_equal(asked.scores(asked.answers((never, zeros)))[:, 0], 100 * without)
+
+
+def test_without_tensorflow_the_gate_says_how_to_go_on(questions, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    with pytest.raises(UserError, match=r"in Keras on TensorFlow, and .*tensorflow.*; install both, or leave it out"):
+        runners.Keras(questions.checkpoint)
 
 
 @pytest.mark.parametrize(("changes", "complaint"), [
