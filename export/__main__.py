@@ -116,7 +116,8 @@ def write(
             "target": target,
             "tensorrt": tensorrt_flavour.version(trt),
             "architectures": list(plan.architectures),
-            "plugins": plan.plugins,
+            # Those that the plan calls: the tanh form, for one, leaves `gelu` without a node.
+            "plugins": [name for name in plan.plugins if layers.keys() & set(ops_of([name]))],
             "plugin_layers": layers,
             "features": list(plan.features),
         }

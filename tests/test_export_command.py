@@ -101,10 +101,11 @@ def test_a_float32_plan_is_built_from_the_model_itself(home, tmp_path):
 
 
 def test_another_gelu_is_gated_and_recorded(home, tmp_path):
-    metrics = export(home, tmp_path / "e", "--gelu", "tanh", "--target", "none")["metrics"]
+    metrics = export(home, tmp_path / "e", "--gelu", "tanh", "--arch", "89")["metrics"]
     assert 1e-5 < metrics["largest_logit_difference"] < 0.5
     assert stated(tmp_path / "e")["gelu"] == "tanh"
     assert stated(tmp_path / "e")["sizes"]["gelu"] == "erf"
+    assert set(stated(tmp_path / "e")["plugins"]) == set(plugins.PLUGINS) - {"gelu"}  # it is inside linear_gelu
 
 
 def test_an_engine_is_replaced_when_told_to_and_only_by_a_whole_one(home, tmp_path):
