@@ -43,7 +43,7 @@ def untrained_run(folder: Path, texts: Sequence[str]) -> Path:
         name: (random.normal(0, 0.1, shape) + name.endswith(".scale")).astype(np.float32)
         for name, shape in weights.expected_shapes(config, head=True).items()
     }
-    (folder / "best").mkdir(parents=True)
+    (folder / "best").mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "best" / weights.MODEL_FILE)
     (folder / "vocab.txt").write_text("\n".join(pieces) + "\n", encoding="utf-8")
     tokenizer = {"lowercase": True, "strip_accents": None, "chinese": True}

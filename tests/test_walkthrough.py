@@ -103,6 +103,8 @@ def test_the_plugin_table_counts_nodes_steps_layers_and_bytes(ran):
         "embed_layer_norm": 1, "attention": 2, "skip_layer_norm": 4, "gelu": 2, "linear": 8,
     }  # fmt: skip
     assert (rows["skip_layer_norm"][1], rows["gelu"][1], rows["linear"][1]) == (4 * 7, 2 * 3, 8 * 2)
+    body = plugins.function("attention", onnx.TensorProto.FLOAT16, layout="packed").node
+    assert rows["attention"][1] == 2 * (len(body) - [node.op_type for node in body].count("Constant"))
     layers = {name: row[2] for name, row in rows.items()}
     assert all(layers["all"] < layers[name] < layers["none"] for name in plugins.PLUGINS)
     assert layers["none"] - layers["attention"] > layers["none"] - layers["gelu"] > 0
@@ -195,7 +197,13 @@ def test_text_is_no_markup():
     assert ">&lt;b&gt;y&lt;/</mark>b&gt; &amp; z" in drawn
     assert "<mark" not in walkthrough.highlighted("", "no answer", 0, 0)
     assert "&lt;i&gt;" in walkthrough.bars(["<i>"], np.array([[0.0, 1.0]]))
-    assert walkthrough.table(["n", "t"], [[1234, "<"], [2.0, "50 %"]]).count("&lt;") == 1
+    assert walkthrough.table(["t"], [["<"]]).count("&lt;") == 1
+
+
+def test_numbers_stand_at_the_right_of_their_column_and_text_at_the_left():
+    drawn = walkthrough.table(["a", "b", "c", "d"], [["x", 1234, 2.0, "50 %"]])
+    cells = re.findall(r'<td style="text-align: (\w+)[^>]*>([^<]*)', drawn)
+    assert cells == [("left", "x"), ("right", "1,234"), ("right", "2.00"), ("right", "50 %")]
 
 
 def test_bars_are_as_high_as_logits_and_pictures_as_wide_as_lengths():
