@@ -1,0 +1,226 @@
+"""scripts/bench_engine.py as far as one gets without a GPU: real plans, ONNX Runtime in place of running them."""
+
+import csv
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from bench_engine_kit import FakeContext, Gpu, fake_trt
+
+from configs.errors import UsageError, UserError
+from model.config import BertConfig
+from plugins import PLUGINS, tensorrt_flavour
+from scripts import bench_engine, bench_engine_plans, bench_engine_timer
+from scripts.bench_engine_plans import ALL, Encoder, Opened, Shape, Variant
+from scripts.bench_engine_timer import Entrant
+
+SIZES = BertConfig(vocabulary=50, hidden=64, layers=2, heads=2, ffn=96, positions=32)
+SHAPES = [Shape(2, 16), Shape(3, 8)]
+PACKED, MASKED = Variant("ours", layout="packed", plugins=ALL), Variant("mask")
+PLAIN = [Variant("none", mask=False), Variant("bare", mask=False, casts=False)]
+
+
+def compute(model: onnx.ModelProto, given: dict[str, np.ndarray]) -> np.ndarray:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {item.name: given[item.name] for item in session.get_inputs()})
+    return np.asarray(found).reshape(-1, SIZES.hidden)
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return Encoder(SIZES, "float16", SHAPES)
+
+
+@pytest.mark.parametrize("variant", [PACKED, MASKED, *PLAIN], ids=lambda variant: variant.name)
+@pytest.mark.parametrize("gelu", ["erf", "tanh"])
+def test_every_network_computes_the_reference_in_float32_and_about_in_float16(encoder, variant, gelu):
+    variant = Variant(variant.name, gelu, variant.layout, variant.plugins, variant.mask, variant.casts)
+    for shape in SHAPES:
+        given = bench_engine_plans.inputs(SIZES, shape, variant.layout)
+        for precision, bound in (("float32", 1e-5), ("float16", 1e-2)):
+            found = compute(bench_engine_plans.fix(encoder.model(variant, precision), shape), given)
+            assert found.shape == (shape.batch * shape.length, SIZES.hidden)
+            error = bench_engine_plans.worst_error(found.astype(np.float32), encoder.reference(gelu, shape))
+            assert error < bound
+            assert precision == "float32" or error > 1e-5
+
+
+def test_the_baseline_has_no_mask_and_if_told_no_casts(encoder):
+    for variant, casts in zip(PLAIN, (True, False), strict=True):
+        model = encoder.model(variant, "float16")
+        onnx.checker.check_model(model, full_check=True)
+        assert [item.name for item in model.graph.input] == ["token_ids", "segment_ids"]
+        ops = [node.op_type for function in model.functions for node in function.node]
+        assert "Where" not in ops
+        assert ("Cast" in [op for op in ops if op == "Cast"][1:]) == casts  # one cast brings the scale, an attribute
+        kinds = {tensor.data_type for tensor in model.graph.initializer}
+        assert (onnx.TensorProto.FLOAT in kinds) == casts
+
+
+def test_a_baseline_that_is_another_network_is_not_accepted(encoder, monkeypatch):
+    monkeypatch.setattr(bench_engine_plans, "UNMASKED", {"visible_scores": "scores32"})
+    with pytest.raises(ValueError, match="other names"):
+        encoder.model(PLAIN[0], "float16")
+
+
+def test_one_wrong_token_and_one_nan_are_an_error(encoder):
+    right = encoder.reference("erf", SHAPES[0])
+    assert bench_engine_plans.worst_error(right, right) == 0
+    for value, least in ((0.0, 0.1), (np.nan, np.inf)):
+        wrong = right.copy()
+        wrong[5, :40] = value
+        assert bench_engine_plans.worst_error(wrong, right) >= least
+
+
+def test_plans_are_built_with_exactly_the_plugins_of_a_variant(encoder):
+    trt = tensorrt_flavour.load("tensorrt_rtx")
+    some = ("attention", "gelu")
+    for variant, shape, layers in (
+        (PACKED, None, {"embed_layer_norm": 1, "attention": 2, "skip_layer_norm": 4, "gelu": 2, "linear": 8}),
+        (Variant("some", plugins=some), SHAPES[0], {"attention": 2, "gelu": 2}),
+        *((variant, SHAPES[0], {}) for variant in PLAIN),
+    ):
+        plan, found = encoder.build(trt, variant, shape, 80)
+        assert len(plan) > 10000
+        assert found == layers
+    names = [kernel.split("-")[0] for kernel in encoder.kernels(Variant("some", plugins=some), 80)]
+    assert set(names) == set(some)
+
+
+def test_profiles_reach_from_the_smallest_to_the_largest_shape():
+    shapes = [Shape(32, 128), Shape(32, 384), Shape(1, 128)]
+    packed, padded = (bench_engine_plans.profile(layout, shapes) for layout in ("packed", "padded"))
+    assert (tuple(packed.batch), packed.tokens and tuple(packed.tokens)) == ((1, 32, 32), (128, 12288, 12288))
+    assert (tuple(padded.batch), padded.length and tuple(padded.length)) == ((1, 32, 32), (128, 384, 384))
+
+
+def test_times_are_those_of_a_replay_whoever_else_takes_turns(monkeypatch):
+    gpu = Gpu()
+    monkeypatch.setattr(bench_engine_timer, "driver", lambda: gpu)
+    costs = [0.25, 3.0]
+    entrants = [Entrant(lambda cost=cost: gpu.spend(cost), 7, np.zeros(0)) for cost in costs]
+    found = bench_engine_timer.take_turns(entrants, 100)
+    assert [replays for _, replays in found] == [8, 1]
+    for (times, _), cost in zip(found, costs, strict=True):
+        assert times.shape == (4, 25)
+        np.testing.assert_allclose(times, cost)
+
+
+def test_an_output_is_that_of_a_replay_over_poisoned_memory(monkeypatch):
+    gpu = Gpu()
+    context = FakeContext(gpu, "")
+    trt = fake_trt(context)
+    opened: Any = Opened(trt, b"plan", (), None)
+    found = opened.entrant(gpu, {"token_ids": np.zeros((2, 3), np.int32)}, (1, 4), np.float16)
+    assert context.shapes == {"token_ids": (2, 3)}
+    assert found.output[0, :2].tolist() == [2, 2]  # what only the first run has written is gone
+    assert np.isnan(found.output[0, 2:]).all()
+    assert (trt.config.dynamic_shapes_kernel_specialization_strategy, found.stream) == ("eager", 7)
+    for refused, said in (("shape", "the shape"), ("encoded", "an address for encoded"), ("run", "to run")):
+        gpu = Gpu()
+        opened = Opened(fake_trt(FakeContext(gpu, refused)), b"plan", (), None)
+        with pytest.raises(RuntimeError, match=f"TensorRT refused {said}"):
+            opened.entrant(gpu, {"token_ids": np.zeros((2, 3), np.int32)}, (1, 4), np.float16)
+    with pytest.raises(RuntimeError, match="cannot read the plan"):
+        Opened(fake_trt(None), b"plan", (), None)
+
+
+@pytest.fixture
+def bench(monkeypatch, tmp_path):
+    """run(config changes, spoil) -> (result, rows, what was opened): plans are not built, ONNX Runtime computes."""
+    gpu, opened = Gpu(), []
+    monkeypatch.setitem(bench_engine.NAMED, "tiny", SIZES)
+    monkeypatch.setattr(bench_engine, "Device", lambda: gpu)
+    monkeypatch.setattr(bench_engine_timer, "driver", lambda: gpu)
+    monkeypatch.setattr(Encoder, "build", lambda self, trt, variant, shape, arch: ((variant, shape), {}))
+    monkeypatch.setattr(Encoder, "kernels", lambda self, variant, arch: None)
+    spoiled: dict = {}
+
+    class Fake:
+        def __init__(self, trt, plan, names, kernels):
+            self.variant, shape = plan
+            opened.append((self.variant.name, self.variant.gelu, str(shape)))
+
+        def entrant(self, device, given, shape, dtype):
+            what = spoiled.get(self.variant.name)
+            if isinstance(what, Exception):
+                raise what
+            output = compute(Encoder(SIZES, "float16", SHAPES).model(self.variant, "float16"), given)
+            cost = 4.0 if "no plugins" in self.variant.name else 2.0
+            return Entrant(lambda: gpu.spend(cost), 7, output * (what or 1))
+
+    monkeypatch.setattr(bench_engine_plans, "Opened", Fake)
+
+    def run(spoil=None, **changes):
+        spoiled.update(spoil or {})
+        settings = {"sizes": ("tiny",), "shapes": ("2x16", "3x8"), "peers": "none", "samples": 50} | changes
+        out = tmp_path / "engine.csv"
+        try:
+            result = bench_engine.main(bench_engine.BenchConfig(out=str(out), **settings))
+        except UserError as error:
+            result = str(error)
+        rows = list(csv.DictReader(out.open(newline=""))) if out.exists() else []
+        return result, rows, opened
+
+    return run
+
+
+def test_a_run_times_everything_in_order_and_says_how_many_times_faster(bench, capsys):
+    result, rows, opened = bench()
+    assert [row["shape"] for row in rows] == ["2x16"] * 4 + ["3x8"] * 4 + ["2x16"] * 7 + ["3x8"] * 7 + ["2x16"] * 3 + [
+        "3x8"
+    ] * 3
+    assert {row["verdict"] for row in rows} == {"right"}
+    assert {row["variant"] for row in rows} >= {f"without {name}" for name in PLUGINS} | {"no plugins, mask"}
+    assert {float(row["p50_ms"]) for row in rows if "no plugins" in row["variant"]} == {4.0}
+    times = result["metrics"]["tiny 2x16"]["all plugins, packed, tanh"]
+    assert (times["ms"], times["times_none"]) == (2.0, 2.0)
+    assert opened.count(("all plugins, packed", "erf", "None")) == 1  # one plan for all shapes
+    assert opened.count(("no plugins, no mask", "erf", "2x16")) == 1
+    assert rows[0]["gpu"] == "made up"
+    assert rows[0]["tensorrt"].startswith("tensorrt_rtx 1.")
+    printed = capsys.readouterr().out
+    assert "without attention, erf" in printed
+    assert "2.00 x" in printed
+
+
+def test_what_is_wrong_or_fails_is_a_row_that_says_so_and_an_error_after_all_the_others(bench, capsys):
+    spoil = {"no plugins, no mask": 1.1, "all plugins, packed": ValueError("no such algorithm")}
+    said, rows, _ = bench(spoil, parts=("goal",), parser="1.2.3")
+    verdicts = {row["variant"]: row["verdict"] for row in rows}
+    assert verdicts["no plugins, no mask"] == "wrong"
+    assert verdicts["all plugins, packed"] == "failed: ValueError: no such algorithm"
+    assert verdicts["no plugins, no mask, no casts"] == "right"
+    assert len(rows) == 8
+    assert all(row["tensorrt"].endswith("parser 1.2.3") for row in rows)
+    assert "wrong or failed: tiny 2x16 all plugins, packed" in said
+
+
+def test_what_does_not_fit_into_the_time_is_named_and_nothing_else(bench, capsys):
+    result, rows, opened = bench(minutes=1e-9)
+    assert (rows, opened, result["metrics"]) == ([], [], {})
+    assert "tiny 2x16 all plugins, packed erf; tiny 2x16 all plugins, packed tanh" in capsys.readouterr().out
+
+
+def test_a_baseline_slower_than_it_can_be_does_not_count(capsys):
+    row = {"size": "bert-base", "shape": "32x128", "gelu": "erf", "verdict": "right", "worst_error": "1e-3"}
+    rows = [row | {"variant": "no plugins, no mask", "p50_ms": time, "p20_ms": "1", "p80_ms": "1"} for time in ("2.6",)]
+    bench_engine.table(rows)
+    assert "more than the 2.5" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("wrong", [{"sizes": ("bert-huge",)}, {"shapes": ("32",)}, {"parts": ("all",)}])
+def test_settings_that_are_none_are_refused(wrong):
+    with pytest.raises(UsageError):
+        bench_engine.checked(bench_engine.BenchConfig(**wrong))
+
+
+@pytest.mark.gpu
+def test_a_small_size_is_right_on_this_gpu(monkeypatch, tmp_path):
+    monkeypatch.setitem(bench_engine.NAMED, "tiny", SIZES)
+    config = bench_engine.BenchConfig(str(tmp_path / "engine.csv"), ("tiny",), ("2x16", "3x8"), minutes=5)
+    assert "tiny 3x8" in bench_engine.main(config)["metrics"]
