@@ -1,0 +1,119 @@
+"""A request on its way through the batcher: what it brought, what it has got so far, and the words for how it ends."""
+
+import time
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+import numpy as np
+
+from data.features import Features
+from data.squad import Dataset
+from serve.packed import Packed
+from serve.queue import Window
+from serve.reader import Answer
+
+
+class QueueFull(Exception):  # noqa: N818
+    """Too much waits already; the client should try again later."""
+
+
+class DeadlinePassed(Exception):  # noqa: N818
+    """There was no answer by the request's deadline."""
+
+
+class Draining(Exception):  # noqa: N818
+    """The server is stopping."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Where a request's time went. Of a text in several batches, `batch_*` and `compute_ms` are the last one's."""
+
+    queue_ms: float  # waiting for a tokenising thread, and then for the last of its batches
+    tokenise_ms: float
+    compute_ms: float  # from the launch of the batch to its logits
+    total_ms: float  # from submit to the answer
+    batch_tokens: int
+    batch_sequences: int
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    answer: Answer
+    timing: Timing
+
+
+@dataclass(frozen=True, slots=True)
+class BatchReport:
+    """A batch that was computed, or failed, for metrics."""
+
+    tokens: int
+    sequences: int
+    requests: int
+    slots: int  # tokens with padding
+    begin: float  # time.perf_counter() at its launch
+    queue_ms: float  # that its first window waited
+    compute_ms: float
+    failed: bool
+
+    @classmethod
+    def of(cls, windows: list[Window], padded: bool, begin: float, end: float, error: object) -> "BatchReport":
+        tokens, waited = sum(w.length for w in windows), begin - min(w.ready for w in windows)
+        slots = len(windows) * max(w.length for w in windows) if padded else tokens
+        owners = len({id(w.owner) for w in windows})
+        times = (begin, 1000 * max(waited, 0.0), 1000 * (end - begin))
+        return cls(tokens, len(windows), owners, slots, *times, error is not None)
+
+
+class Request:
+    """Changed only by whoever holds the batcher's lock."""
+
+    def __init__(self, tokens: int, deadline_ms: float | None, priority: int, dataset: Dataset | None) -> None:
+        self.future: Future = Future()
+        self.arrived = time.perf_counter()
+        # not "> 0" for what is no number either
+        seconds = None if deadline_ms is None else deadline_ms / 1000 if deadline_ms > 0 else 0.0
+        self.deadline = None if seconds is None or seconds > 1e6 else self.arrived + seconds
+        self.priority, self.dataset, self.tokens = priority, dataset, tokens  # tokens charged to the queue's limit
+        self.features: Features | None = None
+        self.packed: Packed | None = None
+        self.windows: list[Window] = []
+        self.logits: list = []  # (start, end) of every window, None where it has not come
+        self.left = 0
+        self.over = False  # answered, failed, or not wanted any more
+        self.turn = self.ready = self.text_ms = self.tokenise_ms = 0.0
+        self._report: BatchReport | None = None
+
+    def expect(self, windows: int) -> None:
+        self.logits, self.left = [None] * windows, windows
+
+    def take(self, index: int, pair: list[np.ndarray], report: BatchReport) -> bool:
+        """Logits of one window; True: they are all there."""
+        self.left -= self.logits[index] is None
+        self.logits[index] = pair
+        self._report = report
+        return not self.left
+
+    def forget(self) -> None:
+        """Its arrays; entries of queues may live on for a while."""
+        self.dataset = self.features = self.packed = None
+        self.windows = []
+
+    def timing(self) -> Timing:
+        report = self._report
+        assert report is not None
+        now = time.perf_counter()
+        waited = 1000 * (self.text_ms + max(report.begin - self.ready, 0.0))
+        total = 1000 * (now - self.arrived)
+        return Timing(waited, 1000 * self.tokenise_ms, report.compute_ms, total, report.tokens, report.sequences)
+
+
+def joined(parts: list[Packed]) -> Packed:
+    """Packed sequences behind each other in one batch."""
+    if len(parts) == 1:
+        return parts[0]
+    token_ids, segment_ids, position_ids = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("token_ids", "segment_ids", "position_ids")
+    )
+    starts = np.concatenate([[0], np.cumsum(np.concatenate([part.lengths for part in parts]))])
+    return Packed(token_ids, segment_ids, position_ids, starts.astype(np.int32))
