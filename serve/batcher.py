@@ -66,7 +66,7 @@ class Batcher:
         most = reader.manifest.profile.batch.most
         self._lock = threading.Lock()
         self._work, self._clock, self._idle = (threading.Condition(self._lock) for _ in range(3))
-        hooks = Hooks(lambda: bool(self._tokenising or self._texts.first()), self._whole, self._failed)
+        hooks = Hooks(self._company, self._whole, lambda request, error: self._settle(request, error=error))
         sizes = (self.budget, min(most_sequences or most, most))
         self._lane = Lane(reader, *sizes, max_delay_ms / 1000, alike, self._lock, hooks)
         self._texts: Heap[Request] = Heap(lambda request: request.over)
@@ -136,8 +136,7 @@ class Batcher:
     def close(self) -> None:
         """Stop: what is not answered fails with Draining. Drain first to lose nothing."""
         with self._lock:
-            self._draining = True
-            left = list(self._live)
+            self._draining, left = True, list(self._live)
         for request in left:
             self._settle(request, error=Draining("the server is stopping"))
         with self._lock:
@@ -211,13 +210,14 @@ class Batcher:
             if not self._live:
                 self._idle.notify_all()
 
+    def _company(self) -> bool:
+        """Is a request on its way to the lane? With the lock."""
+        return bool(self._tokenising or self._texts.first())
+
     def _whole(self, request: Request) -> None:
         """With the lock."""
         self._answers.append(request)
         self._work.notify()
-
-    def _failed(self, request: Request, error: BaseException) -> None:
-        self._settle(request, error=error)
 
     def _cancelled(self, request: Request) -> None:
         if request.future.cancelled():

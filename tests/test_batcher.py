@@ -87,7 +87,8 @@ def crowd(reader: Reader, requests: int, seed: int) -> dict[str, int]:
             kind = mine.choices(("ask", "leave", "late", "bad"), (80, 8, 6, 6))[0]
             try:
                 if kind == "bad":
-                    future = batcher.submit(*mine.choice([("", "x"), ("x", "  "), (None, "x"), ("x", 3), ("x", "")]))
+                    rubbish: list = [("", "x"), ("x", "  "), (None, "x"), ("x", 3), ("x", "")]
+                    future = batcher.submit(*mine.choice(rubbish))
                     with pytest.raises(UserError):
                         future.result(30)
                     outcome = "malformed"
@@ -203,7 +204,7 @@ def test_the_queue_is_bounded_and_a_cancelled_request_makes_room_at_once(reader)
         gate.open.set()
         wait(futures, 10)
         assert batcher.stats()["refused"] == 1
-        assert batcher.submit_packed(ids(30, 30, 30)).result(5)  # larger than the limit, but nobody else is there
+        assert len(batcher.submit_packed(ids(30, 30, 30)).result(5)[0]) == 90  # over the limit, but alone
 
 
 def test_drain_answers_what_is_there_and_close_fails_the_rest(reader):

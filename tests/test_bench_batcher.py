@@ -1,0 +1,53 @@
+"""The batcher's bench: every variant is what its name says, and its figures are those of its own requests."""
+
+import csv
+
+import pytest
+import serve_kit
+from test_serve_bench import questions
+
+from configs import options
+from configs.errors import UserError
+from scripts import bench_batcher
+
+
+def run(folder, *flags: object, padded: str = "padded") -> dict:
+    packed = serve_kit.write(folder / "packed")
+    other = serve_kit.write(folder / padded, padded)
+    same = ("--engine", packed, "--padded", other, "--data", questions(folder), "--out", folder / "out.csv")
+    words = (*same, "--clients", 6, "--counts", 2, 4, "--delays", 0, 30, "--seconds", 0.6, "--rounds", 1, *flags)
+    return bench_batcher.main(
+        options.parse(bench_batcher.BatcherBenchConfig, [str(word) for word in words], "scripts.bench_batcher")
+    )
+
+
+def test_rows_are_by_variant_with_padding_only_where_windows_are_counted(tmp_path):
+    result = run(tmp_path)
+    with open(tmp_path / "out.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    names = [(row["variant"], row["delay_ms"]) for row in rows]
+    counted = [(f"count {count}", delay) for count in (2, 4) for delay in ("0.0", "30.0")]
+    assert names == [("tokens", ""), ("none", ""), ("reader", ""), ("none, padded", ""), *counted]
+    for row in rows:
+        assert int(row["answers"]) > 0
+        assert float(row["p50_ms"]) <= float(row["p99_ms"])
+        assert (float(row["padding"]) > 0) == row["variant"].startswith("count")
+        assert (row["clients"], row["client_process"]) == ("6", "threads of the same process")
+    assert float(rows[5]["mean_batch"]) > float(rows[3]["mean_batch"])  # two windows, and one
+    assert set(result["metrics"]) == {"rows", "over_none", "over_count", "p99_to_none"}
+
+
+def test_ratios_are_to_the_best_of_each_kind():
+    rows = [
+        {"variant": name, "answers_per_s": rate, "p99_ms": p99}
+        for name, rate, p99 in (
+            ("tokens", 60.0, 50.0), ("none", 40.0, 80.0), ("reader", 30.0, 10.0),
+            ("count 4", 20.0, 1.0), ("count 8", 24.0, 1.0),
+        )
+    ]  # fmt: skip
+    assert bench_batcher.ratios(rows) == {"over_none": 1.5, "over_count": 2.5, "p99_to_none": 0.625}
+
+
+def test_count_batches_need_the_same_models_padded_engine(tmp_path):
+    with pytest.raises(UserError, match="is no padded engine"):
+        run(tmp_path, padded="packed")
