@@ -31,31 +31,30 @@ class Budget:
 def measure(session: Session, limit_s: float = 0.8, clock: Callable[[], float] = time.perf_counter) -> Budget:
     """The smallest batch that is nearly as fast, in tokens a second, as the fastest.
 
-    Sizes double from 128 tokens to what the engine takes. Two batches are under way at a time, as in service. It ends
+    Sizes double from 128 tokens to what the engine takes. On TensorRT two batches are under way at a time. It ends
     early when a size is clearly slower than the best, two in a row bring nothing, or the next one, which is guessed
     from the last, would not be done within `limit_s` of the start; the first size is measured however slow it is.
     """
     most, begin = limits(session), clock()
+    prepared = session.runtime == "tensorrt"
     speeds: list[tuple[int, float]] = []
     tokens = min(SMALLEST, most)
     while True:
-        pair = _pair(session, tokens)
-        seconds, runs, warm = 0.0, 0, WARM if session.runtime == "tensorrt" or not speeds else 0
+        several = _batches(session, tokens, 2 if prepared else 1)
+        seconds, runs, warm = 0.0, 0, WARM if prepared else int(not speeds)
         fastest = float("inf")
         while runs < warm + 1 or seconds < ENOUGH_S:
             start = clock()
-            for ticket in [session.submit(batch) for batch in pair]:
+            for ticket in [session.submit(batch) for batch in several]:
                 session.result(ticket)
             took = clock() - start
             runs += 1
             if runs > warm:  # the fastest of a few: another process disturbs one of them, never helps
                 seconds, fastest = seconds + took, min(fastest, took)
-            if clock() - begin > limit_s and runs > warm:
-                break
-        speeds.append((tokens, 2 * pair[0].tokens / fastest))
+        speeds.append((tokens, sum(batch.tokens for batch in several) / fastest))
         best = max(speed for _, speed in speeds)
         fruitless = len(speeds) > 2 and max(speed for _, speed in speeds[-2:]) < 1.02 * max(s for _, s in speeds[:-2])
-        guess = 2 * fastest * (1 + (WARM if session.runtime == "tensorrt" else 0))
+        guess = 2 * fastest * (1 + WARM * prepared)
         if tokens == most or fruitless or speeds[-1][1] < 0.8 * best or clock() - begin + guess > limit_s:
             break
         tokens = min(2 * tokens, most)
@@ -78,8 +77,8 @@ def chosen(session: Session, budget: int | str) -> Budget:
     return Budget(min(budget, limits(session)), 1e-5, ())
 
 
-def _pair(session: Session, tokens: int) -> list[Packed]:
-    """Two batches of about so many tokens in sequences of like length, of ids that the model knows."""
+def _batches(session: Session, tokens: int, many: int) -> list[Packed]:
+    """Batches of about so many tokens in sequences of like length, of ids that the model knows."""
     manifest, ids = session.manifest, np.random.default_rng(0)
     length = min(LENGTH, manifest.longest, tokens)
     count = min(max(tokens // length, 1), manifest.profile.batch.most)
@@ -88,5 +87,5 @@ def _pair(session: Session, tokens: int) -> list[Packed]:
         length = max(length, manifest.profile.length.least)
     return [
         Packed.of(list(ids.integers(0, manifest.sizes["vocabulary"], (count, length))), [[0] * length] * count)
-        for _ in range(2)
+        for _ in range(many)
     ]

@@ -56,6 +56,16 @@ def poisoned(session) -> None:
     session.submit = submit
 
 
+def waiting(batcher: Batcher, least: int) -> int:
+    """How many windows wait for a batch, as soon as there are so many."""
+    end = time.perf_counter() + 10
+    while (count := int(batcher.stats()["windows_queued"])) < least:
+        assert time.perf_counter() < end, count
+        time.sleep(0.002)
+    time.sleep(0.02)  # and those that come with them
+    return int(batcher.stats()["windows_queued"])
+
+
 def ids(*lengths: int, first: int = 5):
     batch = serve_kit.batch(*lengths)
     batch.token_ids[batch.token_ids == POISON] = 6
@@ -215,6 +225,7 @@ def test_drain_answers_what_is_there_and_close_fails_the_rest(reader):
     second = batcher.submit(*ASK)
     assert not batcher.drain(0.02)
     assert isinstance(batcher.submit(*ASK).exception(5), Draining)
+    assert batcher.stats()["requests"] == 2  # what was refused is not kept
     closing = threading.Thread(target=batcher.close)
     closing.start()
     assert isinstance(second.exception(5), Draining)
@@ -233,14 +244,15 @@ def test_a_long_text_shares_the_device_and_is_not_starved(reader):
         batcher._lane.seconds_a_token = 1e-3  # a slow device: of 40 x 24 tokens each quarter lasts most of a second
         book = batcher.submit("when ?", "the notes . " * 200)
         book.add_done_callback(lambda _: done.append("book"))
-        time.sleep(0.1)
+        windows = waiting(batcher, 30)
         for _ in range(20):
             batcher.submit(*ASK).add_done_callback(lambda _: done.append("short"))
+        waiting(batcher, windows + 20)
         gate.open.set()
         assert book.result(10).answer.windows > 30
         batcher.drain(5)
     assert done.count("short") == 20
-    assert done.index("book") == 20  # all the short ones, though they came later, were faster
+    assert done.index("book") >= 18  # the short ones, though they came later, were faster; two threads end them
 
 
 def test_an_urgent_request_goes_first_but_not_for_ever(reader):
