@@ -246,7 +246,9 @@ def test_a_folder_without_weights_is_told_what_is_needed(tmp_path):
 
 
 @pytest.mark.parametrize("source", ["nowhere", "bert-base", "../teacher", "/no/such/folder", "a/b/c"])
-def test_what_is_neither_folder_nor_hub_name_is_told_at_once(source, monkeypatch):
+def test_what_is_neither_folder_nor_hub_name_is_told_at_once(source, tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")  # where no such folder can lie beside it
     monkeypatch.setattr(huggingface_hub, "snapshot_download", None)  # not called
     message = refused(source)
     assert f"{source!r} is no folder" in message
