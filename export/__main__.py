@@ -100,11 +100,15 @@ def write(
     source = plan_source(folder, config)
     if config.precision != "float32":
         bare = bare_ops(target, plan)
-        files.save(graph.build(checkpoint.tensors, sizes, precision=config.precision, bare=bare, **settings), source)
+        fused = graph.fuses(plan.plugins if plan else ())
+        half = graph.build(
+            checkpoint.tensors, sizes, precision=config.precision, fused=fused, bare=bare, **settings
+        )  # fmt: skip
+        files.save(half, source)
     shutil.copyfile(checkpoint.tokenizer.vocab_file, folder / VOCABULARY)
     built = None
     if plan:
-        expected = graph.expected_nodes(sizes, gelu)
+        expected = graph.expected_nodes(sizes, gelu, fused=graph.fuses(plan.plugins))
         start = time.monotonic()
         layers = engine.build(trt, source, folder / PLAN, plan, expected)
         for op, count in layers.items():
@@ -171,7 +175,7 @@ def make_gate(
         from export.plan_runner import plan_runner
 
         assert plan is not None
-        expected = graph.expected_nodes(checkpoint.config, config.gelu)
+        expected = graph.expected_nodes(checkpoint.config, config.gelu, fused=graph.fuses(plan.plugins))
         here = kernels.KernelSet(folder) if (folder / "kernels").is_dir() else None
         return plan_runner(trt, source, plan, expected, here, config.layout)(batch)
 

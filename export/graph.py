@@ -14,6 +14,7 @@ Activations have the precision's dtype; layer-norm parameters, the head and the 
 Nodes are named by where they are, `layer_3/attention/qkv`, and weights have the checkpoint's names (`model/weights`).
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,6 +43,7 @@ def build(
     layout: str,
     head: bool = True,
     gelu: str | None = None,
+    fused: bool = False,
     bare: frozenset[str] = frozenset(),
 ) -> onnx.ModelProto:
     """Write the network.
@@ -53,6 +55,7 @@ def build(
         layout: "packed" or "padded".
         head: False for the encoder alone, whose one output is `encoded` A [T, H] or [B, S, H].
         gelu: "tanh" or "erf" instead of the checkpoint's own form.
+        fused: write a product and the layer norm after it as one node, `linear_skip_layer_norm` (see `fuses`).
         bare: ops whose function body is left out, so that only a runtime with a plugin of that name can read them.
 
     Returns: a model that holds its weights.
@@ -68,7 +71,8 @@ def build(
     x = _embeddings(writer, tensors, config)
     for index in range(config.layers):
         last = not head and index == config.layers - 1
-        x = _layer(writer, tensors, config, index, x, sequences, layout, gelu or config.gelu, "encoded" if last else "")
+        output = "encoded" if last else ""
+        x = _layer(writer, tensors, config, index, x, sequences, layout, gelu or config.gelu, fused, output)
     if head:
         _span_head(writer, tensors, x)
         outputs = {name: (TensorProto.FLOAT, rows) for name in ("start_logits", "end_logits")}
@@ -82,16 +86,27 @@ def build(
     )
 
 
-def expected_nodes(config: BertConfig, gelu: str | None = None) -> dict[str, int]:
+def fuses(names: Collection[str]) -> bool:
+    """Whether the graph for a plan with the named plugins is written `fused`.
+
+    TensorRT takes no plugin inside a body. So where this one is not to be had, the graph has its two parts instead.
+    """
+    return "linear_skip_layer_norm" in names
+
+
+def expected_nodes(config: BertConfig, gelu: str | None = None, *, fused: bool = False) -> dict[str, int]:
     """Op -> how many nodes of it the network of these sizes has, in the order of `plugins.OPS`."""
     tanh = (gelu or config.gelu) == "tanh"
+    norms = 2 * config.layers
+    products = (3 if tanh else 4) * config.layers
     counts = {
         "embed_layer_norm": 1,
         "attention": config.layers,
-        "skip_layer_norm": 2 * config.layers,
+        "skip_layer_norm": 0 if fused else norms,
         "gelu": 0 if tanh else config.layers,
-        "linear": (3 if tanh else 4) * config.layers,
+        "linear": products - norms if fused else products,
         "linear_gelu": config.layers if tanh else 0,
+        "linear_skip_layer_norm": norms if fused else 0,
     }
     return {op: counts[op] for op in plugins.OPS if counts[op]}
 
@@ -177,7 +192,7 @@ def _embeddings(writer: _Writer, tensors: Tensors, config: BertConfig) -> str:
 
 def _layer(
     writer: _Writer, tensors: Tensors, config: BertConfig, index: int, x: str, sequences: str,
-    layout: str, gelu: str, output: str,
+    layout: str, gelu: str, fused: bool, output: str,
 ) -> str:  # fmt: skip
     """One transformer layer on x A rows+[H]; `sequences` is the input that tells sequences apart."""
     here, there = f"layer_{index}", f"layers.{index}"
@@ -194,8 +209,7 @@ def _layer(
         f"{here}/attention/context", "attention", [qkv, sequences],
         num_heads=config.heads, scale=size**-0.5, layout=layout,
     )  # fmt: skip
-    update = _linear(writer, f"{here}/attention/out", f"{there}.attention.out", context, out, None)
-    x = _skip_norm(writer, tensors, f"{here}/attention/norm", f"{there}.attention", update, x, config)
+    x = _linear_skip_norm(writer, tensors, f"{here}/attention", f"{there}.attention", context, out, x, config, fused)
 
     kernel, bias = tensors[f"{there}.ffn.in.kernel"], tensors[f"{there}.ffn.in.bias"]
     if gelu == "tanh":
@@ -203,8 +217,8 @@ def _layer(
     else:
         inner = _linear(writer, f"{here}/ffn/in", f"{there}.ffn.in", x, kernel, bias)
         inner = writer.retort(f"{here}/ffn/gelu", "gelu", [inner], approximate="none")
-    update = _linear(writer, f"{here}/ffn/out", f"{there}.ffn.out", inner, tensors[f"{there}.ffn.out.kernel"], None)
-    return _skip_norm(writer, tensors, f"{here}/ffn/norm", f"{there}.ffn", update, x, config, output)
+    out = tensors[f"{there}.ffn.out.kernel"]
+    return _linear_skip_norm(writer, tensors, f"{here}/ffn", f"{there}.ffn", inner, out, x, config, fused, output)
 
 
 def _linear(writer, name, source, x, kernel, bias, op="linear") -> str:
@@ -215,11 +229,17 @@ def _linear(writer, name, source, x, kernel, bias, op="linear") -> str:
     return writer.retort(name, op, [x, weight, plus])
 
 
-def _skip_norm(writer, tensors, name, source, update, x, config, output="") -> str:
+def _linear_skip_norm(writer, tensors, here, source, inner, kernel, x, config, fused, output="") -> str:
+    """The layer norm of inner W + b + x, as one node or as two."""
     bias = writer.weight(f"{source}.out.bias", tensors[f"{source}.out.bias"])
     norm = _norm_weights(writer, tensors, f"{source}.norm")
-    inputs = [update, x, bias, *norm]
-    return writer.retort(name, "skip_layer_norm", inputs, output, epsilon=config.layer_norm_epsilon)
+    epsilon = {"epsilon": config.layer_norm_epsilon}
+    if fused:
+        weight = writer.weight(f"{source}.out.kernel", kernel)
+        inputs = [inner, weight, bias, x, *norm]
+        return writer.retort(f"{here}/norm", "linear_skip_layer_norm", inputs, output, **epsilon)
+    update = _linear(writer, f"{here}/out", f"{source}.out", inner, kernel, None)
+    return writer.retort(f"{here}/norm", "skip_layer_norm", [update, x, bias, *norm], output, **epsilon)
 
 
 def _norm_weights(writer: _Writer, tensors: Tensors, source: str) -> list[str]:

@@ -24,7 +24,8 @@ PLUGINS = {
     "attention": "softmax(q k^T) v for sequences of any length, no score matrix in memory",
     "skip_layer_norm": "bias, residual and layer norm in one pass",
     "gelu": "GELU, by erf or tanh",
-    "linear": "matrix product with bias, and GELU where asked for, by cuBLASLt",
+    "linear": "matrix product with bias, and GELU where asked for; by cuBLASLt, for few tokens by a kernel of ours",
+    "linear_skip_layer_norm": "matrix product, bias, residual and layer norm: in place of two of the others",
 }
 # The operators and their folders. Two share one, because a function has one body per name in TensorRT's ONNX parser.
 OPS = {
@@ -34,6 +35,7 @@ OPS = {
     "gelu": "gelu",
     "linear": "linear",
     "linear_gelu": "linear",
+    "linear_skip_layer_norm": "linear_skip_layer_norm",
 }
 
 

@@ -3,6 +3,9 @@
     variant = gelu.kernel.variants({"x": (4, 312)}, "float16", approximate="none")[0]
     kernel = compile_kernel(variant, arch=90)      # plugins.kernels.Kernel: cubin and how to call it
 
+A kernel with a constant PDL overlaps with its neighbours from 9.0 on (programmatic dependent launch): it says when the
+next kernel may start, prepares itself, and waits for the one before to be done before it touches what that one wrote.
+
 A compilation takes 0.1 to 1 s and is kept in ~/.cache/retort/kernels (or $RETORT_CACHE/kernels) under a hash of what it
 depends on: the kernel's source file, the variant, Triton's version and the architecture. So a kernel.py is
 self-contained: it may not call Triton functions of another file.
@@ -22,6 +25,9 @@ from configs.errors import UserError
 from plugins import ARCHITECTURES, PLUGINS, cache_folder
 from plugins.kernels import Kernel, KernelSet, write
 
+# Shared memory of a multiprocessor that one program may take, bytes (CUDA programming guide, table of capabilities).
+SHARED = {75: 64, 80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99, 121: 99}  # KiB
+OVERLAPPING = 90  # the first architecture with programmatic dependent launch
 SHORT = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "int32": "i32"}  # Triton's names of our dtypes
 
 
@@ -48,10 +54,10 @@ class Variant:
     module: str  # plugins.gelu.kernel
     function: str  # the @triton.jit function there
     signature: Mapping[str, str]  # of the arguments a caller gives, in their order: {"x": "*fp16", "n": "i32"}
-    constants: Mapping[str, int | float | bool | str]  # its tl.constexpr arguments
+    constants: Mapping[str, int | float | bool | str]  # its tl.constexpr arguments; PDL is set by the architecture
     aligned: tuple[str, ...] = ()  # pointers that are multiples of 16; a launch with another one is refused
     num_warps: int = 4
-    num_stages: int = 2
+    num_stages: int = 2  # at most; fewer where the architecture's shared memory holds no more
 
 
 def needed(sizes: Sizes, dtype: str, names: Collection[str] = tuple(PLUGINS)) -> list[Variant]:
@@ -118,16 +124,23 @@ def _compile(variant: Variant, arch: int) -> Kernel:
     given = [name for name in names if name in variant.signature]
     if given != list(variant.signature) or set(names) - set(given) != set(variant.constants):
         raise ValueError(f"{variant.name}: {variant.function} takes {names}, the variant states another list")
+    constants = dict(variant.constants)
+    if "PDL" in constants:
+        constants["PDL"] = arch >= OVERLAPPING
     source = ASTSource(
         fn=function,
         signature={name: variant.signature.get(name, "constexpr") for name in names},
-        constexprs={(names.index(name),): value for name, value in variant.constants.items()},
+        constexprs={(names.index(name),): value for name, value in constants.items()},
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in variant.aligned},
     )
-    options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages}
-    with triton.knobs.compilation.scope():
-        triton.knobs.compilation.disable_line_info = True  # it holds this machine's paths
-        compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    overlaps = bool(constants.get("PDL"))
+    for stages in range(variant.num_stages, 0, -1):
+        options = {"num_warps": variant.num_warps, "num_stages": stages, "launch_pdl": overlaps}
+        with triton.knobs.compilation.scope():
+            triton.knobs.compilation.disable_line_info = True  # it holds this machine's paths
+            compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+        if compiled.metadata.shared <= SHARED[arch] << 10:
+            break
     meta = compiled.metadata
     if meta.global_scratch_size or meta.profile_scratch_size or getattr(meta, "tensordesc_meta", None):
         raise ValueError(f"{variant.name} needs scratch memory or tensor descriptors, which our launches do not give")
@@ -140,7 +153,8 @@ def _compile(variant: Variant, arch: int) -> Kernel:
         signature=tuple(variant.signature.values()),
         hidden=_parameters(compiled.asm["ptx"]) - len(given),
         aligned=tuple(given.index(name) for name in variant.aligned),
-        constants=dict(variant.constants),
+        constants=dict(constants),
+        overlaps=overlaps,
         arch=arch,
         source_hash=source_hash(variant),
     )

@@ -36,6 +36,7 @@ class Kernel:
     constants: Mapping[str, int | float | bool | str] = field(default_factory=dict)  # compiled in; BLOCK gives the grid
     arch: int = 0
     source_hash: str = ""  # SHA-256 of the kernel.py it was compiled from
+    overlaps: bool = False  # it waits by itself for the kernel before it, so it may be launched before that has ended
 
 
 class KernelSet(Mapping[str, Kernel]):
@@ -144,5 +145,7 @@ def _problems(kernel: Kernel, name: str, arch: int) -> Iterator[str]:
         yield f"signature is {kernel.signature!r}"
     if not all(type(item) is int and 0 <= item < len(kernel.signature) for item in kernel.aligned):
         yield f"aligned is {kernel.aligned!r}"
+    if type(kernel.overlaps) is not bool:
+        yield f"overlaps is {kernel.overlaps!r}"
     if not isinstance(kernel.constants, dict):
         yield f"constants is {kernel.constants!r}"

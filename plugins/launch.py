@@ -132,6 +132,7 @@ class Prepared:
         self._grid = tuple(launch.grid) + (1,) * (3 - len(launch.grid))
         self._function = load(kernel) if all(self._grid) else None
         self._launch = driver().cuLaunchKernel if all(self._grid) else None
+        self._config = self._overlapping() if kernel.overlaps and all(self._grid) else None
 
     def __call__(self, stream: int, addresses: Sequence[int]) -> None:
         """Launch on a stream (its handle as a number). The driver copies the arguments before it returns."""
@@ -142,9 +143,28 @@ class Prepared:
             if aligned and address & 15:
                 raise ValueError(f"{self._name}: tensor {index} is at {address:#x}, not a multiple of 16")
             value.value = address
+        if self._config is not None:
+            self._config.hStream = stream
+            (error,) = driver().cuLaunchKernelEx(self._config, self._function, self._address, 0)
+            if error:
+                raise CudaError(f"launching {self._name} on a grid of {self._grid}: {error.name}")
+            return
         x, y, z = self._grid
         (error,) = self._launch(
             self._function, x, y, z, self._threads, 1, 1, self._shared, stream, self._address, 0
         )  # fmt: skip
         if error:
             raise CudaError(f"launching {self._name} on a grid of {self._grid}: {error.name}")
+
+    def _overlapping(self) -> Any:
+        """How to launch it before the kernel ahead of it in the stream has ended, as the kernel allows."""
+        cuda = driver()
+        attribute = cuda.CUlaunchAttribute()
+        attribute.id = cuda.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+        attribute.value.programmaticStreamSerializationAllowed = 1
+        config = cuda.CUlaunchConfig()
+        config.gridDimX, config.gridDimY, config.gridDimZ = self._grid
+        config.blockDimX, config.blockDimY, config.blockDimZ = self._threads, 1, 1
+        config.sharedMemBytes = self._shared
+        config.attrs, config.numAttrs = [attribute], 1
+        return config

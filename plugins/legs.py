@@ -109,7 +109,9 @@ def variants(
     op: str, case: Any, shapes: Mapping[str, tuple[int, ...]], dtype: str, tuning: Mapping[str, Any] | None = None
 ) -> dict[str, Variant]:
     """The kernels that a case needs, by name. tuning: further arguments of the folder's `variants`."""
-    found = part(op, "kernel").variants(shapes, dtype, **case.attributes, **tuning or {})
+    module = part(op, "kernel")
+    build = getattr(module, "variants" if op == plugins.OPS[op] else f"variants_{op}")
+    found = build(shapes, dtype, **case.attributes, **tuning or {})
     return {variant.name: variant for variant in found}
 
 

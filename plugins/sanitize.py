@@ -44,6 +44,8 @@ def launch_all(ops: list[str]) -> list[str]:
         for case in legs.part(op, "cases").CASES:
             for dtype in DTYPES:
                 given = legs.inputs(op, case, dtype)
+                if not legs.variants(op, case, legs.shapes(op, case, given), dtype):
+                    continue  # a library computes it
                 with Device() as device:
                     result = legs.launched(device, op, case, given, dtype)
                 what = f"{op}, case {case.name!r}, {dtype}"

@@ -151,8 +151,9 @@ class Encoder:
     def model(self, variant: Variant, precision: str) -> onnx.ModelProto:
         """The network, its axes open; all bodies are there."""
         model = graph.build(
-            self.tensors, self.config, precision=precision, layout=variant.layout, head=False, gelu=variant.gelu
-        )
+            self.tensors, self.config, precision=precision, layout=variant.layout, head=False, gelu=variant.gelu,
+            fused=graph.fuses(variant.plugins),
+        )  # fmt: skip
         model = model if variant.mask else without_mask(model)
         return model if variant.casts else without_casts(model, graph.DTYPES[precision])
 
@@ -178,7 +179,8 @@ class Encoder:
             source, out = Path(folder) / "model.onnx", Path(folder) / "model.plan"
             files.save(model if shape is None else fix(model, shape), source)
             plan = engine.Plan(variant.plugins, (arch,), profile(variant.layout, shapes))
-            layers = engine.build(trt, source, out, plan, graph.expected_nodes(self.config, variant.gelu))
+            expected = graph.expected_nodes(self.config, variant.gelu, fused=graph.fuses(variant.plugins))
+            layers = engine.build(trt, source, out, plan, expected)
             return out.read_bytes(), layers
 
     def kernels(self, variant: Variant, arch: int) -> Any:

@@ -86,7 +86,7 @@ def build(trt: Any, model: Path, config: BertConfig, names: Sequence[str], profi
         parser.parse_from_file(str(model))  # a failure is told below: `engine.build` parses again and raises
         types = [network.get_layer(index).type for index in range(network.num_layers)]
     out, plan = model.with_suffix(".plan"), engine.Plan(tuple(names), (ARCHITECTURE,), profile)
-    taken = engine.build(trt, model, out, plan, graph.expected_nodes(config))
+    taken = engine.build(trt, model, out, plan, graph.expected_nodes(config))  # of an engine without a plan: not fused
     size = out.stat().st_size
     out.unlink()
     return Network(sum(kind != trt.LayerType.CONSTANT for kind in types), taken, size)

@@ -31,10 +31,10 @@ def write(
     weights = export_kit.tensors(config)
     onnx.save(graph.build(weights, config, precision="float32", layout=layout), folder / "model.onnx")
     source = folder / f"model.{precision}.onnx"
-    onnx.save(graph.build(weights, config, precision=precision, layout=layout), source)
+    onnx.save(graph.build(weights, config, precision=precision, layout=layout, fused=graph.fuses(names)), source)
     trt = tensorrt_flavour.load("tensorrt_rtx")
     plan = engine.Plan(names, (architecture,), PROFILES[layout])
-    engine.build(trt, source, folder / "model.plan", plan, graph.expected_nodes(config))
+    engine.build(trt, source, folder / "model.plan", plan, graph.expected_nodes(config, fused=graph.fuses(names)))
     sizes = compiler.Sizes(
         config.hidden, config.heads, graph.padded_head_size(config), config.ffn, layout,
         "none" if gelu == "erf" else "tanh",

@@ -31,11 +31,12 @@ def build(trt, tmp_path):
 
     def run(names=(), gelu="erf", precision="float16", layout="packed", bare=frozenset(), features=(), archs=(89,)):
         sizes = replace(SIZES, gelu=gelu)
-        model = graph.build(kit.tensors(sizes), sizes, precision=precision, layout=layout, bare=bare)
+        fused = graph.fuses(names)
+        model = graph.build(kit.tensors(sizes), sizes, precision=precision, layout=layout, fused=fused, bare=bare)
         files.save(model, tmp_path / "model.onnx")
         plan = engine.Plan(tuple(names), archs, PACKED if layout == "packed" else PADDED, features)
         out = tmp_path / "model.plan"
-        return engine.build(trt, tmp_path / "model.onnx", out, plan, graph.expected_nodes(sizes)), out
+        return engine.build(trt, tmp_path / "model.onnx", out, plan, graph.expected_nodes(sizes, fused=fused)), out
 
     return run
 
@@ -43,7 +44,9 @@ def build(trt, tmp_path):
 @pytest.mark.parametrize("names", [(), ALL, *((name,) for name in ALL)], ids=lambda names: "+".join(names) or "none")
 def test_a_plan_has_the_plugins_asked_for_at_every_node_and_no_others(build, names):
     layers, plan = build(names)
-    expected = {"embed_layer_norm": 1, "attention": 2, "skip_layer_norm": 4, "gelu": 2, "linear": 8}
+    parts = {"skip_layer_norm": 4, "linear": 8}
+    joined = {"linear": 4, "linear_skip_layer_norm": 4}
+    expected = {"embed_layer_norm": 1, "attention": 2, "gelu": 2} | (joined if graph.fuses(names) else parts)
     assert layers == {op: count for op, count in expected.items() if op in names}
     assert plan.stat().st_size > 10_000
 
@@ -51,7 +54,7 @@ def test_a_plan_has_the_plugins_asked_for_at_every_node_and_no_others(build, nam
 @pytest.mark.parametrize(("precision", "layout"), [("bfloat16", "packed"), ("float16", "padded")])
 def test_a_plan_of_the_tanh_form_has_its_gelu_inside_linear(build, precision, layout):
     layers, plan = build(ALL, gelu="tanh", precision=precision, layout=layout)
-    expected = {"embed_layer_norm": 1, "attention": 2, "skip_layer_norm": 4, "linear": 6, "linear_gelu": 2}
+    expected = {"embed_layer_norm": 1, "attention": 2, "linear": 2, "linear_gelu": 2, "linear_skip_layer_norm": 4}
     assert layers == expected
     assert plan.is_file()
 
@@ -75,7 +78,7 @@ def test_a_plugin_that_was_not_registered_stops_the_build(build, monkeypatch):
 
     registered = registration.registered
     monkeypatch.setattr(registration, "registered", forgetful)
-    with pytest.raises(UserError, match="attention: 0 plugin layers for 2 nodes; skip_layer_norm: 4 plugin layers"):
+    with pytest.raises(UserError, match="attention: 0 plugin layers for 2 nodes; gelu: 2 plugin layers"):
         build(ALL)
 
 

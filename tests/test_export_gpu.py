@@ -26,12 +26,13 @@ def search(folder, layout: str, names: tuple[str, ...], spoilt: str | None = Non
     if spoilt:
         weights[spoilt] = weights[spoilt] + np.float32(0.3) * np.sign(weights[spoilt])
     half = folder / "model.float16.onnx"
-    files.save(graph.build(weights, SIZES, precision="float16", layout=layout), half)
+    fused = graph.fuses(names)
+    files.save(graph.build(weights, SIZES, precision="float16", layout=layout, fused=fused), half)
     sizes = compiler.Sizes(SIZES.hidden, SIZES.heads, graph.padded_head_size(SIZES), SIZES.ffn, layout, "none")
     kernels = compiler.compile_set(compiler.needed(sizes, "float16", names), found.architecture)
     plan = engine.Plan(names, (found.architecture,), PROFILES[layout])
     trt = tensorrt_flavour.load("tensorrt_rtx")
-    ours = plan_runner(trt, half, plan, graph.expected_nodes(SIZES), kernels, layout)(kit.batch())
+    ours = plan_runner(trt, half, plan, graph.expected_nodes(SIZES, fused=fused), kernels, layout)(kit.batch())
     reference = runners.onnx_runner(folder / "model.onnx", kit.batch(), layout)
     return find(half, ours, reference, ROUNDING["float16"])
 

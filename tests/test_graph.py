@@ -125,6 +125,8 @@ def test_nodes_say_where_they_are_and_weights_keep_their_names(gelu):
 def test_the_numbers_of_nodes_are_those_expected(gelu):
     found = [node.op_type for node in build(gelu).graph.node if node.domain == plugins.DOMAIN]
     assert {op: found.count(op) for op in set(found)} == graph.expected_nodes(sizes(gelu))
+    fused = [node.op_type for node in build(gelu, fused=True).graph.node if node.domain == plugins.DOMAIN]
+    assert {op: fused.count(op) for op in set(fused)} == graph.expected_nodes(sizes(gelu), fused=True)
     assert graph.expected_nodes(sizes("erf"), "tanh") == graph.expected_nodes(sizes("tanh"))
     assert graph.expected_nodes(BertConfig())["attention"] == 12
 

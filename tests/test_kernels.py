@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from cuda.bindings import driver as cuda
 
 import plugins
 from configs.errors import UserError
@@ -15,6 +16,7 @@ from plugins import kernels, launch
 from plugins.gelu import kernel as gelu_kernel
 from plugins.kernels import Kernel, KernelSet
 from plugins.launch import Launch, Prepared
+from plugins.linear import kernel as linear_kernel
 
 ROOT = Path(__file__).parent.parent
 VARIANT = gelu_kernel.variants({}, "float16", approximate="none")[0]
@@ -86,8 +88,8 @@ def test_a_variant_that_forgets_or_turns_arguments_is_refused():
 
 def test_needed_asks_only_the_named_plugins():
     sizes = compiler.Sizes(hidden=312, heads=12, head_size=32, ffn=1200, layout="packed", gelu="none")
-    names = [variant.name for variant in compiler.needed(sizes, "bfloat16", ["gelu", "linear", "skip_layer_norm"])]
-    assert names == ["gelu-none-bfloat16", "skip_layer_norm-312-bfloat16"]
+    names = [variant.name for variant in compiler.needed(sizes, "bfloat16", ["gelu", "attention", "skip_layer_norm"])]
+    assert [name.split("-")[0] for name in names] == ["gelu", "attention", "attention", "skip_layer_norm"]
     assert compiler.needed(dataclasses.replace(sizes, gelu="tanh"), "bfloat16", ["gelu"]) == []
 
 
@@ -113,7 +115,8 @@ def test_a_missing_architecture_or_kernel_is_named_with_what_is_there(tmp_path):
 
 @pytest.mark.parametrize(("key", "value"), [
     ("entry", "a b"), ("shared", 10**9), ("shared", True), ("num_warps", 0), ("hidden", -1), ("arch", 80),
-    ("signature", ["*fp16", "char*"]), ("signature", 5), ("aligned", [7]), ("name", "gelu-z"), ("constants", []),
+    ("signature", ["*fp16", "char*"]), ("signature", 5), ("aligned", [7]), ("overlaps", 1), ("name", "gelu-z"),
+    ("constants", []),
     ("cubin_sha256", "0" * 64), ("cubin_sha256", None), ("surplus", 1),
 ])  # fmt: skip
 def test_a_kernel_with_a_wrong_description_is_damaged(tmp_path, key, value):
@@ -164,7 +167,20 @@ def launched(monkeypatch):
         return (SimpleNamespace(name="CUDA_ERROR_X") if stream == 666 else 0,)
 
     monkeypatch.setattr(launch, "load", lambda kernel: f"function of {kernel.name}")
-    monkeypatch.setattr(launch, "driver", lambda: SimpleNamespace(cuLaunchKernel=launch_kernel))
+
+    def launch_early(config, function, packed, _):
+        (attribute,) = config.attrs
+        assert attribute.value.programmaticStreamSerializationAllowed == 1
+        x, y, z = config.gridDimX, config.gridDimY, config.gridDimZ
+        assert (config.blockDimY, config.blockDimZ) == (1, 1)
+        return launch_kernel(
+            function, x, y, z, config.blockDimX, 1, 1, config.sharedMemBytes, int(config.hStream), packed, "early"
+        )  # fmt: skip
+
+    driver = SimpleNamespace(cuLaunchKernel=launch_kernel, cuLaunchKernelEx=launch_early)
+    for name in ("CUlaunchAttribute", "CUlaunchAttributeID", "CUlaunchConfig"):
+        setattr(driver, name, getattr(cuda, name))
+    monkeypatch.setattr(launch, "driver", lambda: driver)
     return made
 
 
@@ -180,6 +196,24 @@ def test_arguments_are_packed_in_order_with_null_pointers_at_the_end(launched):
         ((3, 2, 1), 128, 0, 11, [0x100, 7, 0.5, 0x300, 0, 0]),
         ((3, 2, 1), 128, 0, 12, [0x400, 7, 0.5, 0x600, 0, 0]),
     ]
+
+
+def test_a_kernel_that_waits_by_itself_is_launched_early(launched):
+    kernel = dataclasses.replace(KERNEL, overlaps=True)
+    Prepared({"gelu-x": kernel}, Launch("gelu-x", (3, 2), ("x", 7, 0.5, "y")), ["x", "y"])(11, [0x100, 0x300])
+    assert launched == [((3, 2, 1), 128, 0, 11, [0x100, 7, 0.5, 0x300, 0, 0])]
+
+
+@pytest.mark.parametrize(("arch", "early"), [(89, False), (90, True)])
+def test_kernels_overlap_from_9_0_on_and_only_those_that_can(arch, early):
+    kernel = compiler.compile_kernel(VARIANT, arch)
+    assert (kernel.overlaps, kernel.constants["PDL"]) == (early, early)
+
+
+def test_fewer_stages_are_taken_where_shared_memory_holds_no_more():
+    variant = linear_kernel.variants({"weight": (768, 768)}, "float16", stages=5)[0]
+    stages = {arch: compiler.compile_kernel(variant, arch).shared for arch in (75, 89, 90)}
+    assert stages[75] < stages[89] < stages[90]
 
 
 def test_an_empty_grid_launches_nothing(launched):

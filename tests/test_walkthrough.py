@@ -98,7 +98,8 @@ def test_every_word_of_the_passage_has_two_logits(ran):
 
 def test_the_plugin_table_counts_nodes_steps_layers_and_bytes(ran):
     rows = {name: numbers for name, _, *numbers in ran[1]["savings"]}
-    assert list(rows) == ["none", *plugins.PLUGINS, "all"]
+    used = [name for name in plugins.PLUGINS if name != "linear_skip_layer_norm"]  # which would join two of them
+    assert list(rows) == ["none", *used, "all"]
     assert {name: row[0] for name, row in rows.items() if name in plugins.PLUGINS} == {
         "embed_layer_norm": 1, "attention": 2, "skip_layer_norm": 4, "gelu": 2, "linear": 8,
     }  # fmt: skip
@@ -106,7 +107,7 @@ def test_the_plugin_table_counts_nodes_steps_layers_and_bytes(ran):
     body = plugins.function("attention", onnx.TensorProto.FLOAT16, layout="packed").node
     assert rows["attention"][1] == 2 * (len(body) - [node.op_type for node in body].count("Constant"))
     layers = {name: row[2] for name, row in rows.items()}
-    assert all(layers["all"] < layers[name] < layers["none"] for name in plugins.PLUGINS)
+    assert all(layers["all"] < layers[name] < layers["none"] for name in used)
     assert layers["none"] - layers["attention"] > layers["none"] - layers["gelu"] > 0
     tokens, width = 192, 128  # of the untrained network, with 2 layers, 2 heads and 512 inside the feed-forward part
     traffic = {
@@ -114,16 +115,16 @@ def test_the_plugin_table_counts_nodes_steps_layers_and_bytes(ran):
         "gelu": 0, "linear": 2 * (3 * width + width + 512 + width),
     }  # fmt: skip
     expected = {name: 4 * tokens * numbers / 2**20 for name, numbers in traffic.items()}
-    assert {name: rows[name][3] for name in plugins.PLUGINS} == pytest.approx(expected)
+    assert {name: rows[name][3] for name in used} == pytest.approx(expected)
     assert rows["all"][0] == 17 == sum(ran[1]["together"].values())
     assert rows["all"][3] == pytest.approx(sum(expected.values()))
     assert f"{layers['none']:,}</td>" in shown(ran)
 
 
 def test_a_plugin_without_results_is_said_to_be_unmeasured(ran):
-    unmeasured = {name for name in plugins.PLUGINS if f"{name}: not measured yet" in shown(ran)}
+    unmeasured = {name for name in plugins.PLUGINS if f"\n{name}: not measured yet" in "\n" + shown(ran)}
     results = NOTEBOOK.parent.parent.glob("plugins/*/results.csv")
-    assert unmeasured == set(plugins.PLUGINS) - {path.parent.name for path in results}
+    assert unmeasured == set(plugins.PLUGINS) - {"linear_skip_layer_norm"} - {path.parent.name for path in results}
 
 
 def test_packing_leaves_out_the_padding_and_nothing_else(ran):
@@ -146,7 +147,8 @@ def test_the_bytes_saved_are_those_of_the_bodies_when_they_are_run(gelu):
     sequence = Packed.of([np.arange(9)], [np.zeros(9)])
     inputs = kit.packed_inputs(sequence, tail=0)
     sizes = dict(zip(values, (4 * array.size for array in kit.compute(model, inputs)), strict=True))
-    saved = {name: walkthrough.bytes_saved(config, 9, name) for name in plugins.PLUGINS}
+    parts = [name for name in plugins.PLUGINS if name != "linear_skip_layer_norm"]
+    saved = {name: walkthrough.bytes_saved(config, 9, name) for name in parts}
     assert sum(saved.values()) == sum(sizes.values())
     for plugin, ops in (("attention", "scores weights"), ("linear", "product sum")):
         assert saved[plugin] == sum(size for name, size in sizes.items() if name.split("__")[0] in ops.split())

@@ -7,6 +7,7 @@ whose keys all count are taken without masks; what is left at a sequence's end i
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from plugins.compile import SHORT, Sizes, Variant
 
@@ -30,9 +31,13 @@ def attention_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     LOOK: tl.constexpr,  # numbers of `where` read at once
+    PDL: tl.constexpr,  # overlap with the kernels before and after
 ):
     """Grid: (HEADS, T // BLOCK_M + B + 1) packed, (HEADS, B * ceil(S / BLOCK_M)) padded. It follows from sizes alone,
     so that a captured launch stays right when the lengths in `where` change."""
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
     head = tl.program_id(0)  # fastest: programs that run together read whole rows of qkv
     slot = tl.program_id(1)
     if PACKED:
@@ -167,7 +172,7 @@ def variants(
             constants={
                 "HEADS": num_heads, "HEAD_SIZE": head_size, "PACKED": layout == "packed",
                 "BLOCK_D": max(16, 1 << (head_size - 1).bit_length()),
-                "BLOCK_M": block_m or queries, "BLOCK_N": block_n, "LOOK": 128,
+                "BLOCK_M": block_m or queries, "BLOCK_N": block_n, "LOOK": 128, "PDL": False,
             },
             aligned=("qkv", "y"),
             num_warps=warps or usual_warps,

@@ -10,7 +10,7 @@ from plugins import legs, one_node, tensorrt_flavour
 from plugins.attention import plugin, reference
 from plugins.attention.cases import CASES
 from plugins.attention.plugin import Attention
-from plugins.compile import Sizes, compile_kernel, needed
+from plugins.compile import SHARED, Sizes, compile_kernel, needed
 from plugins.device import Device
 from plugins.numpy_tensor import Job, run_interpreted
 
@@ -21,7 +21,6 @@ ALL = [(case, dtype, False) for case in CASES if case.name != "wide" for dtype i
 ALL += [(case, dtype, wide) for case in SOME for dtype, wide in (("float32", False), ("float16", True))]
 ids = [f"{case.name}-{dtype}{'-wide' * wide}" for case, dtype, wide in ALL]
 # Dynamic shared memory that a program may have at most, bytes.
-SHARED = {75: 64, 80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99, 121: 99}
 
 
 def right(result, case, given, dtype):

@@ -2,6 +2,7 @@
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from plugins.compile import SHORT, Sizes, Variant
 
@@ -27,7 +28,11 @@ def embed_layer_norm_kernel(
     H: tl.constexpr,
     BLOCK: tl.constexpr,  # the power of 2 that holds H
     ROWS: tl.constexpr,  # rows a program takes
+    PDL: tl.constexpr,  # overlap with the kernels before and after
 ):
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     there = row < rows
     column = tl.arange(0, BLOCK)
@@ -50,8 +55,9 @@ def embed_layer_norm_kernel(
 
     mean = tl.sum(s, 1) / H
     centred = tl.where(in_row[None, :], s - mean[:, None], 0.0)
-    variance = tl.sum(centred * centred, 1) / H
-    y = centred * tl.rsqrt(variance + epsilon)[:, None] * gamma[None, :] + beta[None, :]
+    rest = tl.sum(centred, 1) / H  # of the mean, which was rounded; see skip_layer_norm
+    variance = tl.maximum(tl.sum(centred * centred, 1) / H - rest * rest, 0.0)
+    y = (centred - rest[:, None]) * tl.rsqrt(variance + epsilon)[:, None] * gamma[None, :] + beta[None, :]
     at = row.to(tl.int64)[:, None] * H + column[None, :]
     tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=inside)
 
@@ -85,7 +91,7 @@ def variants(
                 "gamma_ptr": "*fp32", "beta_ptr": "*fp32", "y_ptr": a,
                 "rows": "i32", "tokens": "i32", "positions": "i32", "segments": "i32", "epsilon": "fp32",
             },
-            constants={"H": width, "BLOCK": block, "ROWS": rows},
+            constants={"H": width, "BLOCK": block, "ROWS": rows, "PDL": False},
             # The ids may be slices of a longer tensor, which start anywhere; tables and results start a buffer.
             aligned=(*tables, "gamma_ptr", "beta_ptr", "y_ptr"),
             num_warps=warps or min(16, max(1, rows * block // 256)),  # 8 numbers a thread: loads of 16 bytes

@@ -2,6 +2,7 @@
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from plugins.compile import SHORT, Sizes, Variant
 
@@ -13,7 +14,11 @@ def gelu_kernel(
     y_ptr,  # A [n]
     TANH: tl.constexpr,  # noqa: N803  constants are written large, as Triton's own code does
     BLOCK: tl.constexpr,  # noqa: N803
+    PDL: tl.constexpr,  # noqa: N803  overlap with the kernels before and after
 ):
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)  # fits int32: the plugin refuses larger tensors
     inside = at < n
     x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
@@ -35,7 +40,11 @@ def variants(shapes: dict[str, tuple[int, ...]], dtype: str, *, approximate: str
             module=__name__,
             function="gelu_kernel",
             signature={"x_ptr": pointer, "n": "i32", "y_ptr": pointer},
-            constants={"TANH": approximate == "tanh", "BLOCK": 1024},  # 8 numbers a thread: one load of 16 bytes
+            constants={
+                "TANH": approximate == "tanh",
+                "BLOCK": 1024,
+                "PDL": False,
+            },  # 8 numbers a thread: one load of 16 bytes
             aligned=("x_ptr", "y_ptr"),  # TensorRT's buffers are, and a launch checks it
             num_warps=4,
         )

@@ -23,6 +23,9 @@ CASES = [
     Case("one token", "a vector times a matrix", (1,), 64, 16),
     Case("odd tokens", "a packed batch has any number of them", (37,), 48, 96),
     Case("odd widths", "rows that start at addresses no vector load likes", (7,), 13, 9),
+    Case("few tokens", "our own kernel: two blocks of rows, the second one not full", (70,), 128, 192),
+    Case("few tokens, many inputs", "four blocks of K, three more asked for ahead", (3,), 512, 64),
+    Case("few tokens, K of 96", "a smaller block of K", (2, 4), 96, 64),
     Case("wide", "more products to a sum than a float16 sum survives", (4,), 2048, 8),
 ]
 

@@ -47,6 +47,7 @@ class Matmul:
                 _handles[self._context] = library.create()
             self._handle = _handles[self._context]
         code = _data_type(product.dtype)
+        self._beta = _ONE if product.skip else _ZERO  # of the C that is added
         self._descriptor = library.matmul_desc_create(*_float32_compute())
         self._layouts = [library.matrix_layout_create(code, *matrix) for matrix in (product.a, product.b, product.d)]
         weakref.finalize(self, _destroy, library, self._descriptor, self._layouts).atexit = False
@@ -56,26 +57,31 @@ class Matmul:
         self._algorithm = self._candidates[0]
         self._chosen = len(self._candidates) == 1
 
-    def __call__(self, stream: int, x: int, weight: int, bias: int, y: int, workspace: int) -> None:
+    def __call__(
+        self, stream: int, x: int, weight: int, bias: int, y: int, workspace: int, residual: int | None = None
+    ) -> None:
         """Enqueue on a stream, all by address; workspace has WORKSPACE bytes. May be captured into a CUDA graph.
+
+        residual [T, M] is for a product with `skip`, and is not y: algorithms are timed more than once.
 
         The first call for a size class that is not being captured waits for the stream and times the candidates.
         """
-        if (x | weight | bias | y | workspace) % ALIGNMENT:
+        c = residual if self.product.skip and residual is not None else y
+        if (x | weight | bias | y | workspace | c) % ALIGNMENT:
             raise ValueError(f"{self.product}: an address is not a multiple of {ALIGNMENT}")
         if bias != self._bias:
             self._point_to_bias(bias)
-        call = (weight, x, y, workspace)
+        call = (weight, x, c, y, workspace)
         if not self._chosen:
             self._choose(stream, call)
         self._multiply(self._algorithm, stream, *call)
 
-    def _multiply(self, algorithm: np.ndarray, stream: int, a: int, b: int, d: int, workspace: int) -> None:
+    def _multiply(self, algorithm: np.ndarray, stream: int, a: int, b: int, c: int, d: int, workspace: int) -> None:
         layout_a, layout_b, layout_d = self._layouts
         try:
             self._library.matmul(
                 self._handle, self._descriptor, _ONE.ctypes.data, a, layout_a, b, layout_b,
-                _ZERO.ctypes.data, d, layout_d, d, layout_d, algorithm.ctypes.data, workspace, WORKSPACE, stream,
+                self._beta.ctypes.data, c, layout_d, d, layout_d, algorithm.ctypes.data, workspace, WORKSPACE, stream,
             )  # fmt: skip
         except self._library.cuBLASLtError as error:
             raise MatmulError(f"{self.product}: cuBLASLt failed: {error}") from error
@@ -115,7 +121,7 @@ class Matmul:
             raise ValueError(f"{self.product}: cuBLASLt knows no algorithm; {ADVICE}")
         return good
 
-    def _choose(self, stream: int, call: tuple[int, int, int, int]) -> None:
+    def _choose(self, stream: int, call: tuple[int, int, int, int, int]) -> None:
         """Take the size class's algorithm, timing the candidates if it has none yet and nobody is capturing."""
         key = (self._context, *self.product.size_class)
         with _lock:

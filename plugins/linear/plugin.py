@@ -1,12 +1,16 @@
-"""linear and linear_gelu for TensorRT: what they take and give; no kernel of ours, cuBLASLt computes."""
+"""linear and linear_gelu for TensorRT: what they take and give, and whether cuBLASLt or our kernel computes it."""
 
 import math
 from collections.abc import Mapping
 from typing import ClassVar
 
+from plugins.launch import Launch
+from plugins.linear import kernel
 from plugins.linear.matmul import WORKSPACE, Matmul
 from plugins.linear.product import Product
 from plugins.registration import Plugin, Run
+
+FEW_TOKENS = 256  # up to which our kernel is the faster one, where there is one for the weight
 
 
 class Linear(Plugin):
@@ -25,6 +29,8 @@ class Linear(Plugin):
         product = self.product(shapes, dtype)
         if not product.tokens:
             return lambda stream, addresses, workspace: None
+        if product.tokens <= FEW_TOKENS and self.kernel_name(product) in (self.kernels or ()):
+            return super().prepare(shapes, dtype)
         matmul = Matmul(product)
 
         def run(stream, addresses, workspace):
@@ -32,6 +38,15 @@ class Linear(Plugin):
             matmul(stream, x, weight, bias, y, workspace)
 
         return run
+
+    def launches(self, shapes: Mapping, dtype: str, kernels: Mapping) -> list[Launch]:
+        product = self.product(shapes, dtype)
+        constants = kernels[name := self.kernel_name(product)].constants
+        grid = (product.outputs // constants["BLOCK_M"], -(-product.tokens // constants["BLOCK_T"]))
+        return [Launch(name, grid, ("x", "weight", "bias", "y", product.tokens))] if product.tokens else []
+
+    def kernel_name(self, product: Product) -> str:
+        return kernel.name(product.inputs, product.outputs, product.gelu, product.dtype)
 
     def product(self, shapes: Mapping[str, tuple[int, ...]], dtype: str) -> Product:
         """The product of these shapes. Raises ValueError where they don't fit each other."""

@@ -20,6 +20,7 @@ class Product:
     outputs: int  # M
     dtype: str  # float16 | bfloat16
     gelu: bool
+    skip: bool = False  # add a residual [T, M], cuBLASLt's C, before the epilogue
 
     @property
     def a(self) -> tuple[int, int, int]:
@@ -44,8 +45,8 @@ class Product:
     def size_class(self) -> tuple:
         """Products that share the choice of an algorithm: T up to the same quarter of the same power of 2."""
         step = 1 << max(0, (self.tokens - 1).bit_length() - 3)
-        return -(-self.tokens // step) * step, self.inputs, self.outputs, self.dtype, self.gelu
+        return -(-self.tokens // step) * step, self.inputs, self.outputs, self.dtype, self.gelu, self.skip
 
     def __str__(self) -> str:
-        after = "bias and GELU" if self.gelu else "bias"
+        after = "bias and GELU" if self.gelu else "bias and residual" if self.skip else "bias"
         return f"x [{self.tokens}, {self.inputs}] @ weight [{self.inputs}, {self.outputs}] with {after} in {self.dtype}"

@@ -6,17 +6,21 @@ import numpy as np
 import pytest
 
 from plugins import legs, one_node, tensorrt_flavour
+from plugins.compile import SHARED, Sizes, compile_kernel
 from plugins.device import Device
-from plugins.linear import matmul
+from plugins.linear import kernel, matmul, plugin
 from plugins.linear.cases import CASES
 from plugins.linear.numpy_cublaslt import Clock, NumpyCublasLt
 from plugins.linear.plugin import Linear, LinearGelu
 from plugins.linear.product import Product
+from plugins.registration import Plugin
 
 OPS = ("linear", "linear_gelu")
 ALL = [(op, case, dtype) for op in OPS for case in CASES for dtype in ("float16", "bfloat16")]
 ids = [f"{op}-{case.name}-{dtype}" for op, case, dtype in ALL]
 STREAM = 5
+FEW = [(op, case, dtype) for op, case, dtype in ALL if "few tokens" in case.name]
+few_ids = [f"{op}-{case.name}-{dtype}" for op, case, dtype in FEW]
 
 
 def right(result, op, case, given, dtype):
@@ -54,11 +58,11 @@ def aligned(array):
 def run(op, given, dtype, prepared=None):
     """The plugin's own call over host memory; y is NaN beforehand."""
     shapes = {name: tensor.shape for name, tensor in given.items()}
-    plugin = (Linear if op == "linear" else LinearGelu)({})
-    shapes["y"] = tuple(plugin.output_shape(shapes))
+    made = (Linear if op == "linear" else LinearGelu)({})
+    shapes["y"] = tuple(made.output_shape(shapes))
     y = aligned(np.full(shapes["y"], np.nan, legs.DTYPES[dtype]))
     tensors = [*map(aligned, given.values()), y]
-    call = prepared or plugin.prepare(shapes, dtype)
+    call = prepared or made.prepare(shapes, dtype)
     call(STREAM, [tensor.ctypes.data for tensor in tensors], 0)
     return y.astype(np.float64), call
 
@@ -67,6 +71,40 @@ def run(op, given, dtype, prepared=None):
 def test_what_cublaslt_is_told_gives_the_reference(op, case, dtype, model):
     given = legs.inputs(op, case, dtype)
     right(run(op, given, dtype)[0], op, case, given, dtype)
+
+
+@pytest.fixture(scope="module")
+def kernel_results():
+    found = {}
+    for op in OPS:
+        tasks = [(case, legs.inputs(op, case, dtype), dtype) for name, case, dtype in FEW if name == op]
+        cases = [(op, case.name, dtype) for case, _, dtype in tasks]
+        found |= dict(zip(cases, legs.interpreted(op, tasks), strict=True))
+    return found
+
+
+@pytest.mark.parametrize(("op", "case", "dtype"), FEW, ids=few_ids)
+def test_the_kernel_of_few_tokens_is_the_reference(op, case, dtype, kernel_results):
+    right(kernel_results[op, case.name, dtype], op, case, legs.inputs(op, case, dtype), dtype)
+
+
+def test_our_kernel_takes_few_tokens_and_cublaslt_many(model, monkeypatch):
+    monkeypatch.setattr(Plugin, "prepare", lambda *_: "our kernel")
+
+    def made(tokens):
+        shapes = {"x": (tokens, 128), "weight": (128, 192), "bias": (192,), "y": (tokens, 192)}
+        return Linear({}, legs.variants("linear", CASES[0], shapes, "float16")).prepare(shapes, "float16")
+
+    assert made(plugin.FEW_TOKENS) == "our kernel"
+    assert made(plugin.FEW_TOKENS + 1) != "our kernel"
+
+
+@pytest.mark.parametrize("arch", [75, 86, 90])
+def test_the_kernel_fits_into_the_shared_memory_of_old_and_new(arch):
+    for variant in kernel.needed(Sizes(384, 12, 32, 1536, "packed", "tanh"), "float16"):
+        made = compile_kernel(variant, arch)
+        assert made.shared <= SHARED[arch] << 10
+        assert made.overlaps == (arch >= 90)
 
 
 def test_the_heuristic_is_told_what_a_call_will_have(model):

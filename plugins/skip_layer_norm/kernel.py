@@ -2,6 +2,7 @@
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from plugins.compile import SHORT, Sizes, Variant
 
@@ -21,6 +22,7 @@ def skip_layer_norm_kernel(
     H: tl.constexpr,
     BLOCK: tl.constexpr,  # the power of 2 that holds H
     ROWS: tl.constexpr,  # rows a program takes
+    PDL: tl.constexpr,  # overlap with the kernels before and after
 ):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, BLOCK)
@@ -28,17 +30,22 @@ def skip_layer_norm_kernel(
     inside = (row < rows)[:, None] & in_row[None, :]
     at = row.to(tl.int64)[:, None] * H + column[None, :]  # [ROWS, BLOCK]
 
-    x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
-    residual = tl.load(residual_ptr + at, mask=inside, other=0.0).to(tl.float32)
     bias = tl.load(bias_ptr + column, mask=in_row, other=0.0).to(tl.float32)
     gamma = tl.load(gamma_ptr + column, mask=in_row, other=0.0)
     beta = tl.load(beta_ptr + column, mask=in_row, other=0.0)
-
+    if PDL:  # what stands above are weights, which no kernel writes
+        gdc_launch_dependents()
+        gdc_wait()
+    x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    residual = tl.load(residual_ptr + at, mask=inside, other=0.0).to(tl.float32)
     s = x + bias[None, :] + residual
     mean = tl.sum(s, 1) / H
     centred = tl.where(in_row[None, :], s - mean[:, None], 0.0)
-    variance = tl.sum(centred * centred, 1) / H
-    y = centred * tl.rsqrt(variance + epsilon)[:, None] * gamma[None, :] + beta[None, :]
+    # The mean is off by its rounding, which epsilon 1e-12 would make large where all numbers are equal; what is left of
+    # it is taken off, too.
+    rest = tl.sum(centred, 1) / H
+    variance = tl.maximum(tl.sum(centred * centred, 1) / H - rest * rest, 0.0)
+    y = (centred - rest[:, None]) * tl.rsqrt(variance + epsilon)[:, None] * gamma[None, :] + beta[None, :]
     tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
@@ -69,7 +76,7 @@ def variants(
                 "x_ptr": a, "residual_ptr": a, "bias_ptr": a, "gamma_ptr": "*fp32", "beta_ptr": "*fp32", "y_ptr": a,
                 "rows": "i32", "epsilon": "fp32",
             },
-            constants={"H": width, "BLOCK": block, "ROWS": rows},
+            constants={"H": width, "BLOCK": block, "ROWS": rows, "PDL": False},
             # Where each tensor starts; that rows within it are aligned, too, follows from H where it is so.
             aligned=("x_ptr", "residual_ptr", "bias_ptr", "gamma_ptr", "beta_ptr", "y_ptr"),
             num_warps=warps or min(16, max(1, rows * block // 256)),  # 8 numbers a thread: loads of 16 bytes
