@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from plugins import compile as compiler
-from plugins import legs, one_node, tensorrt_flavour
+from plugins import legs, one_node, registration, tensorrt_flavour
 from plugins.device import Device
 from plugins.gelu import kernel as gelu_kernel
 from plugins.gelu.cases import CASES
