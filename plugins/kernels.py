@@ -79,6 +79,9 @@ class KernelSet(Mapping[str, Kernel]):
             )
         return self._kernels[name]
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._kernels
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._kernels)
 

@@ -8,7 +8,8 @@
 A plugin.py subclasses `Plugin` and says what the operator takes, gives and launches; it knows nothing of TensorRT's
 classes. Those are made here, once per TensorRT module: IPluginV3 with its three capabilities, and a creator. What a
 plan keeps of a plugin are its attributes. Kernels come from the engine folder each time a plan is opened, so two
-engines with different kernels live side by side: each instance holds the set that was registered when it was opened.
+engines with different kernels live side by side: each instance holds the set that was registered when it was made. An
+execution context makes instances of its own, so further contexts want the plugins registered, too.
 """
 
 import contextlib

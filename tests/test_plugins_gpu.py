@@ -22,11 +22,15 @@ def trt():
     return tensorrt_flavour.load("tensorrt_rtx")
 
 
+def variant(approximate="none"):
+    return gelu_kernel.variants({}, "float16", approximate=approximate)[0]
+
+
 def open_gelu(trt, device, smallest=None, kernel_of=None):
     """An engine of gelu "none" for the case `odd`, with its own kernel or that of another variant under its name."""
     plan, _ = one_node.build(trt, "gelu", ODD, "float16", ["gelu"], axes=True, smallest=smallest)
-    variant = gelu_kernel.variants({}, "float16", approximate=kernel_of or "none")[0]
-    kernel = dataclasses.replace(compiler.compile_kernel(variant, device.architecture), name="gelu-none-float16")
+    made = compiler.compile_kernel(variant(kernel_of or "none"), device.architecture)
+    kernel = dataclasses.replace(made, name="gelu-none-float16")
     return one_node.Engine(trt, plan, ["gelu"], KernelSet.of([kernel]))
 
 
@@ -73,7 +77,8 @@ def test_a_further_context_works_while_the_plugins_are_registered(trt):
     given, exact = exact_gelu()
     with Device() as device:
         engine = open_gelu(trt, device)
-        with registration.registered(trt, ["gelu"]):  # the kernels are those that the engine was opened with
+        kernels = KernelSet.of([compiler.compile_kernel(variant(), device.architecture)])
+        with registration.registered(trt, ["gelu"], kernels):  # a context has instances of its own
             engine.context = engine.engine.create_execution_context()
         for y in engine.run(device, given, ODD.shape, "float16"):
             assert np.abs(y - exact).max() < 2e-3

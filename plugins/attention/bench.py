@@ -9,10 +9,10 @@ import math
 from plugins import measure
 
 SWEEP = [
-    {"block_m": block_m, "block_n": block_n, "warps": warps, "stages": stages}
-    for block_m, warps in ((64, 4), (128, 4), (128, 8))
+    {"block_n": block_n, "warps": warps, "stages": stages}
     for block_n in (32, 64, 128)
-    for stages in (2, 3)
+    for warps in (4, 8)
+    for stages in (2, 3, 4)
 ]
 
 

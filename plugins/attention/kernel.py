@@ -14,6 +14,7 @@ from plugins.compile import SHORT, Sizes, Variant
 _LOWEST = tl.constexpr(-3.0e38)  # below any score, and finite: the difference of two of them is 0, not NaN
 
 # ruff: noqa: N803 - compile-time constants are written in capitals
+QUERIES = 64  # of a program: what 4 warps' matrix instructions of 9.0 take at once
 
 
 @triton.jit
@@ -147,20 +148,17 @@ def variants(
     num_heads: int,
     layout: str,
     scale: float = 1.0,
-    block_m: int | None = None,
-    block_n: int = 64,
-    warps: int | None = None,
-    stages: int = 2,
+    block_n: int | None = None,
+    warps: int = 4,
+    stages: int | None = None,
 ) -> list[Variant]:
-    """The kernels for qkv of this width: "wide" for many tokens, "narrow" for few (plugin.py says how many).
+    """The kernels for qkv of this width: for "many" programs and for "few" (plugin.py says how many).
 
-    Heads above 64 have the narrow one alone: the wide one would take more shared memory than 7.5 has.
-    scale is an argument of the launch, compiled into nothing. The last four are for benches, to try others.
+    scale is an argument of the launch, compiled into nothing. The last three are for benches, to try others.
     """
     head_size = shapes["qkv"][-1] // (3 * num_heads)
     pointer = f"*{SHORT[dtype]}"
-    kinds = [("wide", 128, 8), ("narrow", 64, 4)][head_size > 64 :]
-    # 128 queries need 8 warps: 4 would hold twice the rows in registers each, and spill on 8.6 and 12.0.
+    kinds = {"few": (128, 2), "many": (64, 3)}  # keys at a time, and how many times they are under way
     return [
         Variant(
             name=f"attention-{layout}-{num_heads}x{head_size}-{kind}-{dtype}",
@@ -172,13 +170,13 @@ def variants(
             constants={
                 "HEADS": num_heads, "HEAD_SIZE": head_size, "PACKED": layout == "packed",
                 "BLOCK_D": max(16, 1 << (head_size - 1).bit_length()),
-                "BLOCK_M": block_m or queries, "BLOCK_N": block_n, "LOOK": 128, "PDL": False,
+                "BLOCK_M": QUERIES, "BLOCK_N": block_n or keys, "LOOK": 128, "PDL": False,
             },
             aligned=("qkv", "y"),
-            num_warps=warps or usual_warps,
-            num_stages=stages,
+            num_warps=warps,
+            num_stages=stages or usual_stages,
         )
-        for kind, queries, usual_warps in kinds
+        for kind, (keys, usual_stages) in kinds.items()
     ]  # fmt: skip
 
 

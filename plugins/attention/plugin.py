@@ -4,14 +4,14 @@ import math
 from collections.abc import Mapping
 from typing import ClassVar
 
+from plugins.attention.kernel import QUERIES
 from plugins.launch import Launch
 from plugins.registration import Plugin
 
 LOG2_E = math.log2(math.e)
-# The wide kernel takes 128 queries a program and reads k and v half as often as the narrow one, with 64. The narrow one
-# makes twice as many programs: it is for fewer than two wide ones for each of an H100's 132 multiprocessors, and for
-# heads whose 128 queries do not fit into the shared memory of every GPU.
-WIDE_QUERIES, WIDE_FROM, WIDE_HEAD = 128, 264, 64
+# Few programs have a multiprocessor to themselves and take 128 keys at a time; more of them, which share one, take 64
+# and hide each other's waiting. Three for each of an H100's 132 multiprocessors are few: results.csv.
+FEW_PROGRAMS = 396
 
 
 class Attention(Plugin):
@@ -43,10 +43,10 @@ class Attention(Plugin):
         if layout == "padded" and tuple(shapes["where"]) != tuple(rows):
             raise ValueError(f"attention: padding_mask {list(shapes['where'])} for qkv {list(shapes['qkv'])}")
         sequences, length = (shapes["where"][0] - 1, tokens) if layout == "packed" else rows
-        wide = size <= WIDE_HEAD and heads * (tokens // WIDE_QUERIES) >= WIDE_FROM
-        kernel = f"attention-{layout}-{heads}x{size}-{'wide' if wide else 'narrow'}-{dtype}"
-        block = kernels[kernel].constants["BLOCK_M"]
+        block = QUERIES
         slots = tokens // block + sequences + 1 if layout == "packed" else sequences * -(-length // block)
+        kind = "few" if heads * slots <= FEW_PROGRAMS else "many"
+        kernel = f"attention-{layout}-{heads}x{size}-{kind}-{dtype}"
         if slots > 65535 or tokens * width >= 2**31:  # CUDA's limit of a grid's second axis; int32 offsets
             raise ValueError(f"attention: {tokens} tokens in {sequences} sequences are too many; make smaller batches")
         return [Launch(kernel, (heads, slots), ("qkv", "where", "y", sequences, length, scale * LOG2_E))]

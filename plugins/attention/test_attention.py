@@ -18,9 +18,8 @@ CASE = {case.name: case for case in CASES}
 SOME = [CASE[name] for name in ("one sequence", "long among short", "tail", "padded, holes")]
 # "wide" has hundreds of programs, at a hundredth of a second each here; SOME are sent to its kernel instead.
 ALL = [(case, dtype, False) for case in CASES if case.name != "wide" for dtype in ("float16", "bfloat16")]
-ALL += [(case, dtype, wide) for case in SOME for dtype, wide in (("float32", False), ("float16", True))]
-ids = [f"{case.name}-{dtype}{'-wide' * wide}" for case, dtype, wide in ALL]
-# Dynamic shared memory that a program may have at most, bytes.
+ALL += [(case, dtype, many) for case in SOME for dtype, many in (("float32", False), ("float16", True))]
+ids = [f"{case.name}-{dtype}{'-many' * many}" for case, dtype, many in ALL]
 
 
 def right(result, case, given, dtype):
@@ -37,20 +36,20 @@ def test_the_function_is_the_reference(case, dtype):
 @pytest.fixture(scope="module")
 def kernel_results():
     found = {}
-    for wide, least in ((False, plugin.WIDE_FROM), (True, 0)):
+    for many, least in ((False, plugin.FEW_PROGRAMS), (True, 0)):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(plugin, "WIDE_FROM", least)
-            chosen = [(case, dtype) for case, dtype, w in ALL if w == wide]
+            patch.setattr(plugin, "FEW_PROGRAMS", least)
+            chosen = [(case, dtype) for case, dtype, m in ALL if m == many]
             tasks = [(case, legs.inputs("attention", case, dtype), dtype) for case, dtype in chosen]
             for (case, dtype), result in zip(chosen, legs.interpreted("attention", tasks), strict=True):
-                found[case.name, dtype, wide] = result
+                found[case.name, dtype, many] = result
     return found
 
 
-@pytest.mark.parametrize(("case", "dtype", "wide"), ALL, ids=ids)
-def test_the_kernel_is_the_reference(case, dtype, wide, kernel_results):
+@pytest.mark.parametrize(("case", "dtype", "many"), ALL, ids=ids)
+def test_the_kernel_is_the_reference(case, dtype, many, kernel_results):
     given = legs.inputs("attention", case, dtype)
-    right(kernel_results[case.name, dtype, wide], case, given, dtype)
+    right(kernel_results[case.name, dtype, many], case, given, dtype)
 
 
 def job(case, tensors):
@@ -109,7 +108,7 @@ def test_masked_tokens_ask_and_are_not_asked():
     np.testing.assert_allclose(context[1], np.broadcast_to(alone, context[1].shape))
 
 
-def test_many_tokens_take_the_wide_kernel():
+def test_many_programs_take_another_kernel_than_few():
     def kernel(tokens, batch, heads=12):
         attention = Attention({"num_heads": heads, "scale": 0.125, "layout": "packed"})
         shapes = {"qkv": (tokens, 2304), "where": (batch + 1,)}
@@ -117,9 +116,9 @@ def test_many_tokens_take_the_wide_kernel():
         (launch,) = attention.launches(shapes, "float16", {variant.name: variant for variant in made})
         return launch.kernel, launch.grid
 
-    assert kernel(32 * 128, 32) == ("attention-packed-12x64-wide-float16", (12, 65))
-    assert kernel(32 * 384, 32, heads=6) == ("attention-packed-6x128-narrow-float16", (6, 225))
-    assert kernel(128, 1) == ("attention-packed-12x64-narrow-float16", (12, 4))
+    assert kernel(32 * 128, 32) == ("attention-packed-12x64-many-float16", (12, 97))
+    assert kernel(32 * 384, 32, heads=6) == ("attention-packed-6x128-many-float16", (6, 225))
+    assert kernel(128, 1) == ("attention-packed-12x64-few-float16", (12, 4))
 
 
 @pytest.mark.parametrize(("values", "qkv", "where", "words"), [
@@ -136,7 +135,7 @@ def test_many_tokens_take_the_wide_kernel():
 ])  # fmt: skip
 def test_what_the_kernel_cannot_do_is_refused_in_words(values, qkv, where, words):
     attention = Attention(values)
-    any_kernel = legs.variants("attention", TINY, {"qkv": (1, 24)}, "float16")["attention-packed-1x8-narrow-float16"]
+    any_kernel = legs.variants("attention", TINY, {"qkv": (1, 24)}, "float16")["attention-packed-1x8-few-float16"]
     made = defaultdict(lambda: any_kernel)
     with pytest.raises(ValueError) as raised:
         attention.launches({"qkv": qkv, "where": where}, "float16", made)
@@ -181,9 +180,9 @@ ON_GPU = [(case, dtype) for case in CASES for dtype in ("float16", "bfloat16")]
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(("case", "dtype"), ON_GPU, ids=lambda item: getattr(item, "name", item))
-@pytest.mark.parametrize("wide", [False, True], ids=["narrow", "wide"])
-def test_the_launched_kernel_is_the_reference(case, dtype, wide, monkeypatch):
-    monkeypatch.setattr(plugin, "WIDE_FROM", 0 if wide else plugin.WIDE_FROM)
+@pytest.mark.parametrize("few", [plugin.FEW_PROGRAMS, 0], ids=["few", "many"])
+def test_the_launched_kernel_is_the_reference(case, dtype, few, monkeypatch):
+    monkeypatch.setattr(plugin, "FEW_PROGRAMS", few)
     given = legs.inputs("attention", case, dtype)
     with Device() as device:
         right(legs.launched(device, "attention", case, given, dtype), case, given, dtype)

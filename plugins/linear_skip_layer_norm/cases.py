@@ -24,7 +24,7 @@ class Case:
 CASES = [
     Case("one token", "one row of a block", (1,), 128, 64),
     Case("one part", "the product is not divided", (3,), 32, 64),
-    Case("parts", "8 programs share a sum", (7,), 3072, 64),
+    Case("parts", "4 programs share a sum", (7,), 3072, 64),
     Case("padded", "rows have two axes, and more than one block", (2, 35), 64, 128),
     Case("norm of a part of a block", "192 columns, norms are made over 256", (5,), 768, 192),
     Case("epsilon", "a large one", (2,), 64, 64, epsilon=0.5),

@@ -13,7 +13,8 @@ from plugins.compile import SHORT, Sizes, Variant
 
 # ruff: noqa: N803 - compile-time constants are written in capitals
 BLOCK_T, BLOCK_H, BLOCK_K = 64, 64, 128
-PART = 384  # products of K that one program sums up, about: fewer make more programs, and more to add up
+PART = 768  # products of K that one program sums up, about: fewer make more programs, and more to add up
+LEAST_PARTS = 2  # where K allows them
 
 
 @triton.jit
@@ -110,11 +111,12 @@ def variants(
     warps: int = 4,
     stages: int = 4,
     rows: int | None = None,
+    norm_warps: int | None = None,
 ) -> list[Variant]:
     """The kernels for a weight of this shape, shapes["weight"] [K, H], H from 1 to 8192.
 
     "norm" is for many tokens; "product" and "sum" are for few, where their blocks divide K and H. epsilon is an
-    argument of the launch and compiled into nothing. The last seven are for benches, to try others.
+    argument of the launch and compiled into nothing. The last eight are for benches, to try others.
     """
     inputs, width = shapes["weight"]
     if not 1 <= width <= 8192:
@@ -136,13 +138,15 @@ def variants(
             num_warps=norm_warps,
         )  # fmt: skip
 
-    usual = rows or max(1, 512 // block)
-    found = [norm(names(inputs, width, dtype)["norm"], 0, usual, min(16, max(1, usual * block // 256)))]
+    usual = rows or max(2, 512 // block)
+    usual_warps = norm_warps or min(16, max(1, usual * block // 1024))
+    found = [norm(names(inputs, width, dtype)["norm"], 0, usual, usual_warps)]
     block_k = next((size for size in (block_k, 64, 32) if inputs % size == 0), 0)
     if not block_k or width % block_h:
         return found
     blocks = inputs // block_k
-    parts = max(parts for parts in range(1, blocks + 1) if blocks % parts == 0 and parts * part <= max(inputs, part))
+    most = max(LEAST_PARTS, inputs // part)
+    parts = max(parts for parts in range(1, blocks + 1) if blocks % parts == 0 and parts <= most)
     each = inputs // parts
     product = Variant(
         name=names(inputs, width, dtype)["product"],

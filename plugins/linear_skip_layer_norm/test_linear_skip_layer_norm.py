@@ -81,11 +81,12 @@ def test_a_sum_is_divided_into_parts_of_equal_size():
         return product["PARTS"], product["BLOCK_K"]
 
     assert parts(768) == (2, 128)
-    assert parts(3072) == (8, 128)
-    assert parts(4096, 1024) == (8, 128)
-    assert parts(312 * 4, 64) == (3, 32)
+    assert parts(3072) == (4, 128)
+    assert parts(4096, 1024) == (4, 128)
+    assert parts(312 * 4, 64) == (1, 32)
+    assert parts(3072, part=384) == (8, 128)
     assert parts(64, 64) == (1, 64)
-    assert parts(3072, part=3072) == (1, 128)
+    assert parts(3072, part=3072) == (2, 128)
 
 
 def test_few_tokens_take_our_product_and_its_parts_fit_into_the_workspace():
