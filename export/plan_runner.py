@@ -55,7 +55,8 @@ def execute(trt: Any, plan: bytes, inputs: dict[str, np.ndarray], outputs: list[
 
     runtime = trt.Runtime(log)
     loaded = must(runtime.deserialize_cuda_engine(plan), "the plan")
-    context = must(loaded.create_execution_context(), "a context")
+    config, _cache = tensorrt_flavour.runtime_config(trt, loaded)
+    context = must(loaded.create_execution_context(config), "a context")
     stream = cuda.stream()
     blocks: dict[str, tuple[int, np.ndarray, int]] = {}  # address on the host, its bytes, address on the GPU
 

@@ -14,6 +14,7 @@ execution context makes instances of its own, so further contexts want the plugi
 
 import contextlib
 import functools
+import logging
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
@@ -204,7 +205,7 @@ def _bound_class(trt: Any, kind: type[Plugin]) -> type:
     first = wanted.index("A")  # the tensor whose dtype is the activations'
 
     class Bound(*bases):  # type: ignore[misc]
-        """TensorRT's side of a plugin. TensorRT turns an exception in here into an error in its log."""
+        """TensorRT's side of a plugin. Of an exception in here TensorRT says only that there was one: it is logged."""
 
         def __init__(self, plugin: Plugin) -> None:
             for base in bases:
@@ -270,7 +271,8 @@ def _bound_class(trt: Any, kind: type[Plugin]) -> type:
             tensors = [*inputs, *outputs]
             self.shapes = (dtype_of[tensors[first].type], *(tuple(tensor.dims) for tensor in tensors))
             if self.in_context:  # a builder tells shapes, too, perhaps without a GPU; it may never ask for a run
-                self.prepared()
+                with _logged(kind.op):
+                    self.prepared()
 
         def prepared(self) -> Run:
             if self.shapes not in self.ready:
@@ -283,6 +285,17 @@ def _bound_class(trt: Any, kind: type[Plugin]) -> type:
             return self.ready[self.shapes]
 
         def enqueue(self, _: Any, __: Any, inputs: Any, outputs: Any, workspace: int, stream: int) -> None:
-            self.prepared()(stream, [*inputs, *outputs], workspace)
+            with _logged(kind.op):
+                self.prepared()(stream, [*inputs, *outputs], workspace)
 
     return Bound
+
+
+@contextlib.contextmanager
+def _logged(op: str) -> Iterator[None]:
+    """An exception inside goes on its way, and into the log of this process."""
+    try:
+        yield
+    except Exception as error:
+        logging.error("plugin %s: %s: %s", op, type(error).__name__, error)
+        raise

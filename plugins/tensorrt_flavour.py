@@ -77,6 +77,22 @@ def has(trt: Any, feature: str) -> bool:
     return found is not None
 
 
+def runtime_config(trt: Any, engine: Any) -> tuple[Any, Any]:
+    """(how execution contexts of an engine are to be made, what must outlive them all: a runtime cache, or None).
+
+    TensorRT-RTX makes kernels for a shape when it first meets it. It is told to do so at once and completely (a graph
+    captured before that would keep the slower kernel, and a context that goes while one is being made has crashed
+    1.6.1), and to capture no graphs of its own, since whoever runs a plan here does. Full TensorRT needs nothing.
+    """
+    config, cache = engine.create_runtime_config(), None
+    if hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):  # TensorRT-RTX alone
+        config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED
+        cache = config.create_runtime_cache()
+        config.set_runtime_cache(cache)
+    return config, cache
+
+
 def logger(trt: Any, *, verbose: bool = False) -> Any:
     """A TensorRT logger that prints nothing and keeps what is said from now on: `.errors`, `.warnings`.
 

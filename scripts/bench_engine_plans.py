@@ -222,7 +222,7 @@ class Opened:
 
     def entrant(self, device: Device, given: dict[str, np.ndarray], shape: tuple[int, int], dtype: Any) -> Entrant:
         """A context of its own for these inputs, run once plainly, then captured, then replayed over poison."""
-        config, cache = self._config()
+        config, cache = tensorrt_flavour.runtime_config(self._trt, self._engine)
         with registration.registered(self._trt, self._names, self._kernels):
             context = self._engine.create_execution_context(config)
         if context is None:
@@ -244,18 +244,6 @@ class Opened:
         captured.replay()
         output = device.download(address, shape, dtype).astype(np.float32)
         return Entrant(captured.replay, device.stream, output, keep=(context, cache, self))
-
-    def _config(self) -> tuple[Any, Any]:
-        """As `serve/plan.py` has it: TensorRT-RTX makes its kernels for the shape at once, and captures nothing. Also
-        what a context made with it needs for as long as it lives."""
-        config, cache = self._engine.create_runtime_config(), None
-        if hasattr(self._trt, "DynamicShapesKernelSpecializationStrategy"):  # TensorRT-RTX alone
-            strategies = self._trt.DynamicShapesKernelSpecializationStrategy
-            config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
-            config.cuda_graph_strategy = self._trt.CudaGraphStrategy.DISABLED
-            cache = config.create_runtime_cache()
-            config.set_runtime_cache(cache)
-        return config, cache
 
     def _must(self, done: bool, what: str) -> None:
         if not done:

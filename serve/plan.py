@@ -1,8 +1,6 @@
 """A TensorRT plan, opened: the one file of serve that speaks to TensorRT, in either of its flavours.
 
-TensorRT-RTX makes kernels for a shape when it first meets it. It is told here to do so at once and completely (a graph
-captured before that would keep the slower kernel), to keep what it made in a cache on disk, and to capture no graphs of
-its own, since the session does.
+What TensorRT-RTX makes for a shape when it first meets it is kept in a cache on disk.
 """
 
 import os
@@ -32,7 +30,10 @@ class Plan:
         plan = path.read_bytes()
         if hasattr(self._runtime, "get_engine_validity"):  # TensorRT-RTX looks at the header before it reads on
             validity, diagnostics = self._runtime.get_engine_validity(plan)
-            if validity == trt.EngineValidity.INVALID:
+            # 1.6.1 says of 9.0 that it is not supported, and runs there. That the plan is for this GPU, engine.json has
+            # said; if it cannot be run all the same, opening it will fail.
+            only_the_gpu = diagnostics == int(trt.EngineInvalidityDiagnostics.UNSUPPORTED_CC)
+            if validity == trt.EngineValidity.INVALID and not only_the_gpu:
                 said = f"diagnostics {diagnostics:#x}, {self._said()}"
                 raise UserError(f"TensorRT refuses {path} on this machine ({said}); export again here")
         self._cache = None
@@ -79,15 +80,11 @@ class Plan:
             raise RuntimeError(f"TensorRT refused {what}: {self._said()}")
 
     def _config(self, trt: Any) -> Any:
-        config = self._engine.create_runtime_config()
-        if hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):  # TensorRT-RTX alone
-            config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
-            config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED
-            self._cache = config.create_runtime_cache()
+        config, self._cache = tensorrt_flavour.runtime_config(trt, self._engine)
+        if self._cache is not None:
             with suppress(OSError):
                 if self._cache_path.stat().st_size <= MOST_CACHE_BYTES:
                     self._cache.deserialize(self._cache_path.read_bytes())  # it checks GPU and versions, or says no
-            config.set_runtime_cache(self._cache)
         return config
 
     def _expect(self, trt: Any, manifest: Manifest) -> None:

@@ -24,7 +24,8 @@ class PretendTensorrt:
             execute_async_v3=lambda stream: self.cuda.put(stream, self.compute) or self.refused != "to run",
         )
         plan = SimpleNamespace(
-            create_execution_context=lambda: context,
+            create_runtime_config=lambda: "config",
+            create_execution_context=lambda config: context,
             get_tensor_mode=lambda name: "input" if name in ("a", "b") else "none",
         )
         self.Runtime = lambda log: SimpleNamespace(

@@ -80,7 +80,7 @@ class Engine:
         return self.context
 
 
-def fake(engine, validity="VALID", rtx=True):
+def fake(engine, validity="VALID", rtx=True, diagnostics=5):
     """A module like tensorrt_rtx, or with rtx=False like tensorrt, that opens `engine` whatever the plan is."""
 
     class Runtime:
@@ -97,12 +97,13 @@ def fake(engine, validity="VALID", rtx=True):
 
     class RtxRuntime(Runtime):
         def get_engine_validity(self, plan):
-            return validity, 5
+            return validity, diagnostics
 
     trt: Any = ModuleType("trt")
     vars(trt).update(Runtime=RtxRuntime if rtx else Runtime, ILogger=Logger, int32="int32", float32="float32")
     trt.get_plugin_registry = lambda: None
     if rtx:
+        trt.EngineInvalidityDiagnostics = SimpleNamespace(UNSUPPORTED_CC=2)
         trt.EngineValidity = SimpleNamespace(VALID="VALID", SUBOPTIMAL="SUBOPTIMAL", INVALID="INVALID")
         trt.DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="eager")
         trt.CudaGraphStrategy = SimpleNamespace(DISABLED="disabled")
@@ -160,6 +161,10 @@ def test_a_plan_that_is_not_the_manifests_is_a_sentence(opened, engine, how, see
 
 def test_a_plan_that_is_merely_not_the_fastest_is_used(opened):
     opened(Engine(PACKED | LOGITS, bounds()), validity="SUBOPTIMAL")
+
+
+def test_a_plan_of_which_only_the_gpu_is_doubted_is_opened_since_engine_json_names_that_gpu(opened):
+    opened(Engine(PACKED | LOGITS, bounds()), validity="INVALID", diagnostics=2)
 
 
 def test_shapes_and_addresses_are_those_of_the_bucket(opened):

@@ -10,7 +10,7 @@ from plugins.linear.matmul import WORKSPACE, Matmul
 from plugins.linear.product import Product
 from plugins.registration import Plugin, Run
 
-FEW_TOKENS = 256  # up to which our kernel is the faster one, where there is one for the weight
+FEW_TOKENS = 128  # up to which our kernel is the faster one, where there is one for the weight
 
 
 class Linear(Plugin):

@@ -15,6 +15,7 @@ from plugins.compile import SHORT, Sizes, Variant
 BLOCK_T, BLOCK_H, BLOCK_K = 64, 64, 128
 PART = 768  # products of K that one program sums up, about: fewer make more programs, and more to add up
 LEAST_PARTS = 2  # where K allows them
+NORM = 2048  # numbers that a warp normalises at once: enough loads under way to occupy the memory
 
 
 @triton.jit
@@ -138,8 +139,8 @@ def variants(
             num_warps=norm_warps,
         )  # fmt: skip
 
-    usual = rows or max(2, 512 // block)
-    usual_warps = norm_warps or min(16, max(1, usual * block // 1024))
+    usual = rows or max(1, NORM // block)
+    usual_warps = norm_warps or min(16, max(1, usual * block // NORM))
     found = [norm(names(inputs, width, dtype)["norm"], 0, usual, usual_warps)]
     block_k = next((size for size in (block_k, 64, 32) if inputs % size == 0), 0)
     if not block_k or width % block_h:

@@ -10,7 +10,8 @@ from plugins.linear.product import Product
 from plugins.linear_skip_layer_norm.kernel import names
 from plugins.registration import Plugin, Run
 
-FEW_TOKENS = 256  # up to which our product is the faster one, where there is one for the weight
+# Up to how many tokens our product is the faster one, where there is one for the weight; and where K is at most 1024.
+FEW_TOKENS, FEW_TOKENS_NARROW, NARROW = 128, 256, 1024
 
 
 class LinearSkipLayerNorm(Plugin):
@@ -26,9 +27,9 @@ class LinearSkipLayerNorm(Plugin):
         return shapes["residual"]
 
     def workspace(self, shapes: Mapping, dtype: str) -> int:
-        """cuBLASLt's, or the parts of a product: the latter for FEW_TOKENS at most, and up to K / 32 of them."""
+        """cuBLASLt's, or the parts of a product, which are for few tokens only and at most K / 32."""
         inputs, width = shapes["weight"]
-        tokens = min(FEW_TOKENS, math.prod(shapes["x"][:-1]))
+        tokens = min(FEW_TOKENS_NARROW, math.prod(shapes["x"][:-1]))
         return max(WORKSPACE, 4 * (inputs // 32) * tokens * width)
 
     def prepare(self, shapes: Mapping[str, tuple[int, ...]], dtype: str) -> Run:
@@ -72,7 +73,8 @@ class LinearSkipLayerNorm(Plugin):
     def has_few(self, product: Product) -> bool:
         """Whether our own product is to be taken."""
         name = names(product.inputs, product.outputs, product.dtype)["product"]
-        return product.tokens <= FEW_TOKENS and name in (self.kernels or ())
+        few = FEW_TOKENS_NARROW if product.inputs <= NARROW else FEW_TOKENS
+        return product.tokens <= few and name in (self.kernels or ())
 
     def product(self, shapes: Mapping[str, tuple[int, ...]], dtype: str) -> Product:
         """The product of these shapes. Raises ValueError where they don't fit each other."""

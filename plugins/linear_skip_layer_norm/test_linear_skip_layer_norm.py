@@ -128,9 +128,10 @@ def test_tensorrt_takes_the_plugin_only_where_it_is_registered(dtype):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(("case", "dtype"), ALL, ids=ids)
-@pytest.mark.parametrize("few", [plugin.FEW_TOKENS, 0], ids=["few", "many"])
+@pytest.mark.parametrize("few", [True, False], ids=["few", "many"])
 def test_the_launches_are_the_reference(case, dtype, few, monkeypatch):
-    monkeypatch.setattr(plugin, "FEW_TOKENS", few)
+    for name in () if few else ("FEW_TOKENS", "FEW_TOKENS_NARROW"):
+        monkeypatch.setattr(plugin, name, 0)
     given = legs.inputs(OP, case, dtype)
     with Device() as device:
         right(legs.launched(device, OP, case, given, dtype), case, given, dtype)

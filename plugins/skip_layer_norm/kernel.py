@@ -65,7 +65,7 @@ def variants(
     if not 1 <= width <= 8192:
         raise ValueError(f"skip_layer_norm keeps a row in registers: up to 8192 wide, not {width}")
     block = 1 << (width - 1).bit_length()
-    rows = rows or max(1, 512 // block)  # narrow rows share a program, or most of its threads would idle
+    rows = rows or max(1, 2048 // block)  # 64 numbers a thread: enough loads under way to occupy the memory
     a = f"*{SHORT[dtype]}"
     return [
         Variant(
@@ -79,7 +79,7 @@ def variants(
             constants={"H": width, "BLOCK": block, "ROWS": rows, "PDL": False},
             # Where each tensor starts; that rows within it are aligned, too, follows from H where it is so.
             aligned=("x_ptr", "residual_ptr", "bias_ptr", "gamma_ptr", "beta_ptr", "y_ptr"),
-            num_warps=warps or min(16, max(1, rows * block // 256)),  # 8 numbers a thread: loads of 16 bytes
+            num_warps=warps or min(16, max(1, rows * block // 2048)),
         )
     ]  # fmt: skip
 
