@@ -175,9 +175,8 @@ def make_gate(
         from export.plan_runner import plan_runner
 
         assert plan is not None
-        expected = graph.expected_nodes(checkpoint.config, config.gelu, fused=graph.fuses(plan.plugins))
         here = kernels.KernelSet(folder) if (folder / "kernels").is_dir() else None
-        return plan_runner(trt, source, plan, expected, here, config.layout)(batch)
+        return plan_runner(trt, source, plan, here, config.layout)(batch)
 
     changed = config.gelu not in (None, checkpoint.config.gelu)
     return Gate(

@@ -5,6 +5,7 @@ TensorRT from fusing across it, so few are marked at a time.
 """
 
 import os
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -58,6 +59,12 @@ def node_names(model: onnx.ModelProto) -> list[str]:
     return [node.name for node in model.graph.node if node.domain == DOMAIN or node.name in HEAD]
 
 
+def counts(path: Path) -> dict[str, int]:
+    """Op -> how many nodes of it an ONNX file has, of our ops: what a plan of it is to be compared with."""
+    model = onnx.load(str(path), load_external_data=False)
+    return dict(Counter(node.op_type for node in model.graph.node if node.domain == DOMAIN))
+
+
 def layer_of(name: str) -> str:
     """`layer_3/attention/qkv` -> `layer_3`."""
     return name.split("/")[0]
@@ -75,6 +82,7 @@ def _percent(share: float) -> str:
 def mark(path: Path, names: list[str]) -> Path:
     """A copy of an ONNX file, beside it, whose outputs are those nodes in float32, `marked.NAME`, instead of its own.
 
+    Nodes that none of them needs are left out: plugins whose output nobody reads have crashed TensorRT-RTX's builder.
     Weights in a file beside it are shared. The caller removes the copy.
     """
     model = onnx.load(str(path), load_external_data=False)
@@ -85,6 +93,16 @@ def mark(path: Path, names: list[str]) -> Path:
         model.graph.node.append(helper.make_node("Cast", [output_of[name]], [out], name=out, to=TensorProto.FLOAT))
         # The shape is left open: rows follow the layout, the width is the node's.
         model.graph.output.append(helper.make_tensor_value_info(out, TensorProto.FLOAT, None))
+    wanted, kept = {value.name for value in model.graph.output}, []
+    for node in reversed(model.graph.node):
+        if wanted & set(node.output):
+            wanted |= set(node.input)
+            kept.append(node)
+    kept.reverse()
+    weights = [tensor for tensor in model.graph.initializer if tensor.name in wanted]
+    for field, remaining in ((model.graph.node, kept), (model.graph.initializer, weights)):
+        del field[:]
+        field.extend(remaining)
     copy = path.with_name(f"marked.{os.getpid()}.{path.name}")
     onnx.save_model(model, str(copy))
     return copy

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from export import engine
-from export.first_difference import Runner, Values
+from export.first_difference import Runner, Values, counts
 from export.runners import inputs_of, marked, real
 from plugins import registration, tensorrt_flavour
 from plugins.kernels import KernelSet
@@ -21,7 +21,7 @@ from serve.packed import Packed
 
 
 def plan_runner(
-    trt: Any, model: Path, plan: engine.Plan, expected: dict[str, int], kernels: KernelSet | None, layout: str
+    trt: Any, model: Path, plan: engine.Plan, kernels: KernelSet | None, layout: str
 ) -> Callable[[Packed], Runner]:
     """A batch -> the `Runner` of a plan of `model` (ONNX in the plan's precision) for it; arguments as for a build."""
 
@@ -29,7 +29,7 @@ def plan_runner(
         def run(names: list[str]) -> Values:
             with marked(model, names) as copy, tempfile.TemporaryDirectory() as folder:
                 file = Path(folder) / "marked.plan"
-                engine.build(trt, copy, file, plan, expected)
+                engine.build(trt, copy, file, plan, counts(copy))
                 inputs, mask = inputs_of(batch, layout)
                 with registration.registered(trt, plan.plugins, kernels):
                     outputs = execute(trt, file.read_bytes(), inputs, [f"marked.{name}" for name in names])

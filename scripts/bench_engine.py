@@ -3,11 +3,11 @@
     python -m scripts.bench_engine --out results/engine.csv
 
 Random weights of a named size, full batches (no padding), the encoder without its head. Every entrant is a CUDA graph,
-and all are timed alike: events on one stream with a few replays between two of them, nothing waits in between, and the
-L2 cache is as the replay before left it. The entrants of a shape take turns, in a new order each round, so that a GPU
-which slows down slows all of them; rows of one run only may be compared. Each output is compared with ONNX Runtime in
-float32. Rows go into the CSV as soon as their shape is done, the most important first; what does not fit into
---minutes is left out and named.
+and all are timed alike: events on one stream with a few replays between two of them, the L2 cache as the replay before
+left it. The entrants of a shape take turns of one sample each, in a new order every time, so that a GPU which slows
+down slows all of them; rows of one run only may be compared. Each output is compared with ONNX Runtime in float32. Rows
+go into the CSV as soon as their shape is done, the most important first; what does not fit into --minutes is left out
+and named.
 """
 
 import csv
@@ -38,7 +38,7 @@ WRONG = {"float16": 2e-2, "bfloat16": 1e-1}  # an error of a token's vector beyo
 # ms on an H200 that TensorRT without plugins needed; a slower one here would flatter us, so it does not count.
 COUNTS = {("bert-base", Shape(32, 128)): 2.5, ("bert-base", Shape(32, 384)): 8.0}
 PARTS = ("goal", "plugins", "more")
-TIMING = "replays back to back, L2 warm"
+TIMING = "2 ms of replays a turn, entrants in random order"
 COLUMNS = (
     "started", "size", "precision", "shape", "variant", "gelu", "p20_ms", "p50_ms", "p80_ms", "samples", "replays",
     "spread_percent", "worst_error", "verdict", "timing", "gpu", "driver", "tensorrt", "torch", "date",
@@ -57,13 +57,13 @@ class BenchConfig:
     out: str = setting("results/engine.csv", help="CSV to add to")
     sizes: tuple[str, ...] = setting(("bert-base", "minilm-l6"), help="sizes by name")
     shapes: tuple[str, ...] = setting(("32x128", "32x384", "1x128", "8x128"), help="batch x length, the first two more")
-    parts: tuple[str, ...] = setting(PARTS, help="goal: ours, none, torch; plugins: each one left out; more: the rest")
+    parts: tuple[str, ...] = setting(PARTS, help="goal: ours, none, torch; plugins: each left out; more: the rest")
     precision: str = setting("float16", choices=("float16", "bfloat16"), help="of activations and products")
     peers: str = setting("torch", choices=("torch", "none"), help="what else is timed; torch must be installed for it")
     target: str = setting("tensorrt_rtx", choices=tensorrt_flavour.TARGETS, help="which TensorRT")
     parser: str = setting("", help="version of the ONNX parser where it differs from TensorRT's; a parser tells none")
     minutes: float = setting(3.5, above=0.0, help="after which nothing more is begun")
-    samples: int = setting(100, least=50, help="timings a row, over all rounds")
+    samples: int = setting(200, least=50, help="timings a row, over all rounds")
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,8 @@ def schedule(config: BenchConfig, shapes: list[Shape]) -> Iterator[Group]:
     bare = {gelu: Variant(BARE, gelu, mask=False, casts=False) for gelu in ("erf", "tanh")}
     for size in config.sizes if "goal" in config.parts else ():
         for shape in shapes:
-            plain = (none["erf"], bare["erf"]) if shape in shapes[:2] else (none["erf"],)
-            yield Group(size, shape, (*ours.values(), *plain, *others[:1]))
+            plain = (*none.values(), bare["erf"]) if shape in shapes[:2] else tuple(none.values())
+            yield Group(size, shape, (*ours.values(), *plain, *others[:2]))
     left_out = [
         Variant(f"without {name}", plugins=tuple(other for other in ALL if other != name), layout="padded")
         for name in ALL
@@ -104,7 +104,7 @@ def schedule(config: BenchConfig, shapes: list[Shape]) -> Iterator[Group]:
                 if part == "plugins":
                     yield Group(size, shape, (whole, *left_out, Variant("no plugins, mask")))
                 else:
-                    yield Group(size, shape, (ours["tanh"], none["tanh"], bare["tanh"], *others[1:]))
+                    yield Group(size, shape, (*ours.values(), bare["tanh"], *others[2:]))
 
 
 class Bench:

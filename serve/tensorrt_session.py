@@ -155,19 +155,18 @@ class TensorrtSession(Session):
             self._cuda.launch(graph, stream)
             return
         self._plan.prepare(bucket, slot.gpu_in, slot.gpu_out)
+        self._plan.execute(stream)
         if bucket.key in self._seen and len(self._graphs) <= self._most_graphs and self._most_graphs:
+            # For the next batch of this shape. Right after a run of it: where the shape before was another one,
+            # TensorRT waits for the stream, which no capture allows.
             try:
                 graph = self._cuda.capture(stream, lambda: self._plan.execute(stream))
             except (CudaError, RuntimeError) as error:
                 self._most_graphs = 0
                 self._notes.append(f"CUDA graphs are off: the capture of {bucket.key} failed ({error})")
                 logging.warning("%s", self._notes[-1])
-                self._plan.prepare(bucket, slot.gpu_in, slot.gpu_out)
             else:
                 self._keep(key, graph)
-                self._cuda.launch(graph, stream)
-                return
-        self._plan.execute(stream)
         self._seen.add(bucket.key)
 
     def _keep(self, key: tuple[int, tuple[int, int]], graph: Any) -> None:

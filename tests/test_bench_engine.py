@@ -171,7 +171,7 @@ def bench(monkeypatch, tmp_path):
 
 def test_a_run_times_everything_in_order_and_says_how_many_times_faster(bench, capsys):
     result, rows, opened = bench()
-    assert [row["shape"] for row in rows] == ["2x16"] * 4 + ["3x8"] * 4 + ["2x16"] * 7 + ["3x8"] * 7 + ["2x16"] * 3 + [
+    assert [row["shape"] for row in rows] == ["2x16"] * 5 + ["3x8"] * 5 + ["2x16"] * 7 + ["3x8"] * 7 + ["2x16"] * 3 + [
         "3x8"
     ] * 3
     assert {row["verdict"] for row in rows} == {"right"}
@@ -196,7 +196,7 @@ def test_what_is_wrong_or_fails_is_a_row_that_says_so_and_an_error_after_all_the
     assert verdicts["no plugins, no mask"] == "wrong"
     assert verdicts["all plugins, packed"] == "failed: ValueError: no such algorithm"
     assert verdicts["no plugins, no mask, no casts"] == "right"
-    assert len(rows) == 8
+    assert len(rows) == 10
     assert all(row["tensorrt"].endswith("parser 1.2.3") for row in rows)
     assert "wrong or failed: tiny 2x16 all plugins, packed" in said
 

@@ -11,6 +11,7 @@ import pytest
 import plugins
 from configs.errors import UserError
 from export import engine, files, graph, progress
+from export.first_difference import counts, mark
 from plugins import registration, tensorrt_flavour
 from serve.manifest import Profile, Range
 
@@ -68,6 +69,16 @@ def test_a_plan_needs_no_plugin_in_any_precision_or_layout(build, precision, lay
 def test_one_plan_holds_for_all_architectures_that_are_offered(build, trt, precision):
     names = () if precision == "float32" else ALL
     assert build(names, precision=precision, archs=engine.offered(trt, precision))[1].is_file()
+
+
+def test_a_plan_of_the_first_layers_nodes_alone_is_built_without_the_nodes_behind_them(trt, tmp_path):
+    model = tmp_path / "model.onnx"
+    files.save(graph.build(kit.tensors(SIZES), SIZES, precision="float16", layout="packed", fused=True), model)
+    copy = mark(model, ["layer_0/attention/context", "layer_0/ffn/norm"])
+    wanted = {"embed_layer_norm": 1, "attention": 1, "gelu": 1, "linear": 2, "linear_skip_layer_norm": 2}
+    assert counts(copy) == wanted
+    plan = engine.Plan(ALL, (89,), PACKED)
+    assert engine.build(trt, copy, tmp_path / "model.plan", plan, counts(copy)) == wanted
 
 
 def test_a_plugin_that_was_not_registered_stops_the_build(build, monkeypatch):

@@ -32,7 +32,7 @@ def search(folder, layout: str, names: tuple[str, ...], spoilt: str | None = Non
     kernels = compiler.compile_set(compiler.needed(sizes, "float16", names), found.architecture)
     plan = engine.Plan(names, (found.architecture,), PROFILES[layout])
     trt = tensorrt_flavour.load("tensorrt_rtx")
-    ours = plan_runner(trt, half, plan, graph.expected_nodes(SIZES, fused=fused), kernels, layout)(kit.batch())
+    ours = plan_runner(trt, half, plan, kernels, layout)(kit.batch())
     reference = runners.onnx_runner(folder / "model.onnx", kit.batch(), layout)
     return find(half, ours, reference, ROUNDING["float16"])
 
