@@ -100,9 +100,10 @@ def mark(path: Path, names: list[str]) -> Path:
             kept.append(node)
     kept.reverse()
     weights = [tensor for tensor in model.graph.initializer if tensor.name in wanted]
-    for field, remaining in ((model.graph.node, kept), (model.graph.initializer, weights)):
-        del field[:]
-        field.extend(remaining)
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(weights)
     copy = path.with_name(f"marked.{os.getpid()}.{path.name}")
     onnx.save_model(model, str(copy))
     return copy

@@ -1,7 +1,7 @@
 """The encoder as TensorRT plans: with plugins, with some of them, with none; what `bench_engine` times and checks.
 
 A plan whose every node is a plugin is built once for all shapes, as an engine folder's plan is. Where TensorRT computes
-something itself, the plan is built for the one shape that is timed, which suits TensorRT best.
+something itself, the plan is built for the one shape that is timed, which suits TensorRT best, unless it is `open`.
 """
 
 import tempfile
@@ -50,6 +50,7 @@ class Variant:
     plugins: tuple[str, ...] = ()
     mask: bool = True
     casts: bool = True  # False: statistics, softmax and GELU are not float32 in the graph; TensorRT decides
+    open: bool = False  # without plugins: one plan for all shapes, as those with all plugins are
 
 
 def weights(config: BertConfig, seed: int = 0) -> graph.Tensors:
@@ -197,7 +198,7 @@ class Encoder:
         kernels = self.kernels(variant, device.architecture) if variant.plugins else None
         opened = self._engines.get(variant)
         if opened is None:
-            whole = variant.plugins == ALL
+            whole = variant.plugins == ALL or variant.open
             plan, _ = self.build(trt, variant, None if whole else shape, device.architecture)
             opened = Opened(trt, plan, variant.plugins, kernels)
             if whole:

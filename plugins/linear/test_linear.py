@@ -1,6 +1,7 @@
 """linear and linear_gelu: reference, ONNX function and engine say the same, and cuBLASLt is told what is meant."""
 
 import gc
+from typing import Any
 
 import numpy as np
 import pytest
@@ -93,7 +94,8 @@ def test_our_kernel_takes_few_tokens_and_cublaslt_many(model, monkeypatch):
 
     def made(tokens):
         shapes = {"x": (tokens, 128), "weight": (128, 192), "bias": (192,), "y": (tokens, 192)}
-        return Linear({}, legs.variants("linear", CASES[0], shapes, "float16")).prepare(shapes, "float16")
+        kernels: Any = legs.variants("linear", CASES[0], shapes, "float16")  # of a kernel the name alone is asked
+        return Linear({}, kernels).prepare(shapes, "float16")
 
     assert made(plugin.FEW_TOKENS) == "our kernel"
     assert made(plugin.FEW_TOKENS + 1) != "our kernel"

@@ -1,5 +1,7 @@
 """linear_skip_layer_norm: reference, ONNX function, both pairs of kernels and the engine say the same."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -92,13 +94,15 @@ def test_a_sum_is_divided_into_parts_of_equal_size():
 def test_few_tokens_take_our_product_and_its_parts_fit_into_the_workspace():
     case = next(case for case in CASES if case.name == "parts")
     shapes = legs.shapes(OP, case, legs.inputs(OP, case, "float16"))
-    variants = legs.variants(OP, case, shapes, "float16")
-    made = LinearSkipLayerNorm(case.attributes, dict(variants))
+    variants: Any = legs.variants(OP, case, shapes, "float16")
+    made = LinearSkipLayerNorm(case.attributes, variants)
     assert made.has_few(made.product(shapes, "float16"))
-    many = {name: (plugin.FEW_TOKENS + 1, *shape[1:]) if len(shape) > 1 and name != "weight" else shape
-            for name, shape in shapes.items()}  # fmt: skip
-    assert not made.has_few(made.product(many, "float16"))
-    few = many | {name: (plugin.FEW_TOKENS, many[name][1]) for name in ("x", "residual", "y")}
+
+    def of(tokens):
+        return shapes | {name: (tokens, *shapes[name][1:]) for name in ("x", "residual", "y")}
+
+    assert not made.has_few(made.product(of(plugin.FEW_TOKENS + 1), "float16"))
+    few = of(plugin.FEW_TOKENS)
     product, total = made.launches(few, "float16", variants)
     constants = variants[product.kernel].constants
     assert 4 * constants["PARTS"] * plugin.FEW_TOKENS * constants["H"] <= made.workspace(few, "float16")
