@@ -19,11 +19,10 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
-import numpy as np
-
-from plugins import DOMAIN, OPS, VERSION, ops_of, plugin
+from plugins import DOMAIN, OPS, VERSION, ops_of, plugin, profile
 from plugins.kernels import KernelSet
 from plugins.launch import Launch, Prepared, load
+from plugins.tensorrt_values import Axis, Fields, dtype_names, value_of
 
 Run = Callable[[int, Sequence[int], int], None]  # (stream, addresses of inputs then outputs, workspace address)
 REMEMBERED = 64  # shapes whose launches stay packed, per instance
@@ -122,59 +121,6 @@ def unregister(trt: Any, names: Collection[str]) -> None:
                 trt.get_plugin_registry().deregister_creator(creator)
 
 
-class _Axis:
-    """An axis whose length is not known while building; arithmetic on it makes expressions for TensorRT."""
-
-    def __init__(self, trt: Any, builder: Any, expression: Any) -> None:
-        self._trt, self._builder, self.expression = trt, builder, expression
-
-    def _with(self, operation: str, other: "int | _Axis") -> "_Axis":
-        right = other.expression if isinstance(other, _Axis) else self._builder.constant(other)
-        kind = getattr(self._trt.DimensionOperation, operation)
-        return _Axis(self._trt, self._builder, self._builder.operation(kind, self.expression, right))
-
-    def __add__(self, other: "int | _Axis") -> "_Axis":
-        return self._with("SUM", other)
-
-    def __mul__(self, other: "int | _Axis") -> "_Axis":
-        return self._with("PROD", other)
-
-    def __floordiv__(self, other: "int | _Axis") -> "_Axis":
-        return self._with("FLOOR_DIV", other)
-
-
-@functools.cache
-def _dtype_names(trt: Any) -> dict[Any, str]:
-    types = trt.DataType
-    return {types.HALF: "float16", types.BF16: "bfloat16", types.FLOAT: "float32", types.INT32: "int32"}
-
-
-class Fields:
-    """Attributes as TensorRT keeps them in a plan, `.collection`. That holds addresses of data which die with the
-    PluginFields it was made from (the plan would get what stands there next), so whoever hands it out keeps this."""
-
-    def __init__(self, trt: Any, values: Mapping[str, str | int | float]) -> None:
-        kinds = trt.PluginFieldType
-        self.fields = []
-        for name, value in values.items():
-            if isinstance(value, str):
-                kind, data = kinds.CHAR, np.frombuffer(value.encode(), np.int8)
-            elif isinstance(value, int):
-                kind, data = kinds.INT32, np.array([value], np.int32)
-            else:
-                kind, data = kinds.FLOAT32, np.array([value], np.float32)
-            self.fields.append(trt.PluginField(name, data, kind))
-        self.collection = trt.PluginFieldCollection(self.fields)
-
-
-def _value(field: Any, default: str | int | float) -> str | int | float:
-    """The attribute's value from a field, in its default's type. Texts arrive with a zero at their end."""
-    data = np.asarray(field.data)
-    if isinstance(default, str):
-        return data.astype(np.int8).tobytes().rstrip(b"\0").decode()
-    return type(default)(data.reshape(-1)[0])
-
-
 @functools.cache
 def _creator_class(trt: Any, kind: type[Plugin]) -> type:
     bound = _bound_class(trt, kind)
@@ -191,7 +137,7 @@ def _creator_class(trt: Any, kind: type[Plugin]) -> type:
             given = {field.name: field for field in fields}
             if missing := set(kind.attributes) - set(given):
                 raise ValueError(f"node {name} ({kind.op}) lacks the attribute {', '.join(sorted(missing))}")
-            values = {key: _value(given[key], usual) for key, usual in kind.attributes.items()}
+            values = {key: value_of(given[key], usual) for key, usual in kind.attributes.items()}
             return bound(kind(values, self.kernels))
 
     return Creator
@@ -199,7 +145,7 @@ def _creator_class(trt: Any, kind: type[Plugin]) -> type:
 
 @functools.cache
 def _bound_class(trt: Any, kind: type[Plugin]) -> type:
-    dtype_of = _dtype_names(trt)
+    dtype_of = dtype_names(trt)
     bases = (trt.IPluginV3, trt.IPluginV3OneCore, trt.IPluginV3OneBuild, trt.IPluginV3OneRuntime)
     wanted = [*kind.inputs.values(), kind.output]
     first = wanted.index("A")  # the tensor whose dtype is the activations'
@@ -232,11 +178,11 @@ def _bound_class(trt: Any, kind: type[Plugin]) -> type:
             return [types[first] if kind.output == "A" else next(t for t, n in dtype_of.items() if n == kind.output)]
 
         def get_output_shapes(self, inputs: Any, _: Any, builder: Any) -> list:
-            axes = [[_Axis(trt, builder, shape[i]) for i in range(len(shape))] for shape in inputs]
+            axes = [[Axis(trt, builder, shape[i]) for i in range(len(shape))] for shape in inputs]
             shape = self.plugin.output_shape(dict(zip(kind.inputs, axes, strict=True)))
             dims = trt.DimsExprs(len(shape))
             for i, axis in enumerate(shape):
-                dims[i] = axis.expression if isinstance(axis, _Axis) else builder.constant(axis)
+                dims[i] = axis.expression if isinstance(axis, Axis) else builder.constant(axis)
             return [dims]
 
         def supports_format_combination(self, at: int, tensors: Any, _: int) -> bool:
@@ -286,7 +232,15 @@ def _bound_class(trt: Any, kind: type[Plugin]) -> type:
 
         def enqueue(self, _: Any, __: Any, inputs: Any, outputs: Any, workspace: int, stream: int) -> None:
             with _logged(kind.op):
-                self.prepared()(stream, [*inputs, *outputs], workspace)
+                run = self.prepared()
+                if (record := profile.current()) is None:
+                    run(stream, [*inputs, *outputs], workspace)
+                    return
+                dtype, *shapes = self.shapes
+                named = dict(zip([*kind.inputs, "y"], shapes, strict=True))
+                record.around(
+                    kind.op, named, dtype, stream, lambda: run(stream, [*inputs, *outputs], workspace)
+                )  # fmt: skip
 
     return Bound
 

@@ -54,6 +54,7 @@ class BenchConfig(EngineConfig):
     seconds: float = setting(2.0, above=0.0, help="to measure each case, latency and throughput apart")
     seed: int = setting(1, least=0, help="of ids and of the order")
     out: str | None = setting(None, help="CSV to write")
+    profile: bool = setting(False, help="tell instead which plugin takes how long, on a GPU")
 
 
 @dataclass
@@ -103,6 +104,8 @@ def main(config: BenchConfig) -> dict:
     session = Session.open(config.engine, config.runtime, list(config.providers) or None, threads=config.threads)
     with session:
         print(f"runtime: {session.why}\ndevice: {session.device}", flush=True)
+        if config.profile:
+            return {"out": None, "metrics": {"runtime": session.why, "plugins_us": profile(session, config)}}
         cases = [*full(session, config), *(real(Reader(config.engine, session=session), config) if config.data else ())]
         if not cases:
             raise UserError("nothing to measure: no --batches with --lengths fits this engine, and no --data was given")
@@ -117,6 +120,36 @@ def main(config: BenchConfig) -> dict:
     if config.out:
         write(Path(config.out), rows, session, config.engine)
     return {"out": config.out, "metrics": {"runtime": session.why, "device": session.device, "rows": rows}}
+
+
+def profile(session: Session, config: BenchConfig) -> dict:
+    """Print a table for each batch and length; returns {"32 x 128": {op: microseconds}}."""
+    if session.runtime != "tensorrt":
+        raise UserError(f"--profile is for plugins on a GPU, and this is {session.why}")
+    from plugins import measure  # what it imports is more than serving needs
+    from plugins.device import Device
+
+    with Device() as device:
+        peaks = measure.bandwidth(device), measure.arithmetic(device)
+    found: dict[str, dict[str, float]] = {}
+    for length, count in itertools.product(config.lengths, config.batches):
+        ids = np.random.default_rng(config.seed).integers(0, session.manifest.sizes["vocabulary"], (count, length))
+        try:
+            rows = session.profile(Packed.of(list(ids), [[0] * length] * count))  # type: ignore[attr-defined]
+        except UserError as error:
+            print(f"left out: {count} x {length} ({error})")
+            continue
+        total = sum(row.microseconds for row in rows)
+        print(f"\n{count} x {length}: {total:,.0f} us in plugins; floors are those of {peaks[0] / 1e12:.1f} TB/s and "
+              f"{peaks[1] / 1e12:.0f} TFLOP/s")  # fmt: skip
+        print(f"{'operator':24} calls   us a run  share  floor us   of floor  shapes")
+        for row in rows:
+            floor = row.floor(*peaks)
+            print(f"{row.op:24} {row.calls:5} {row.microseconds:10.1f} {row.microseconds / total:6.1%} {floor:9.1f} "
+                  f"{floor / row.microseconds:9.1%}  {row.shapes}")  # fmt: skip
+            here = found.setdefault(f"{count} x {length}", {})
+            here[row.op] = round(here.get(row.op, 0.0) + row.microseconds, 1)
+    return found
 
 
 def full(session: Session, config: BenchConfig) -> Iterator[Case]:

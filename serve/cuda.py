@@ -56,6 +56,10 @@ class Cuda:
         kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self._call(self._cuda.cudaMemcpyAsync, host, gpu, size, kind, stream)
 
+    def fill(self, gpu: int, size: int, stream: Any) -> None:
+        """Begin to set `size` bytes of the GPU's memory to zero."""
+        self._call(self._cuda.cudaMemsetAsync, gpu, 0, size, stream)
+
     def record(self, event: Any, stream: Any) -> None:
         """The event happens when all that was put on the stream so far is done."""
         self._call(self._cuda.cudaEventRecord, event, stream)

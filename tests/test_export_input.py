@@ -107,7 +107,7 @@ def test_settings_that_cannot_be_met_are_refused(argv, message):
 
 def test_plugins_and_architectures_are_read_as_they_are_meant():
     assert settings("--out", "e").plugin_names() == settings("--out", "e", "--plugins", "all").plugin_names()
-    assert len(settings("--out", "e").plugin_names()) == 5
+    assert len(settings("--out", "e").plugin_names()) == 6
     assert settings("--out", "e", "--precision", "float32").plugin_names() == ()
     assert settings("--out", "e", "--plugins", "none").plugin_names() == ()
     assert settings("--out", "e", "--plugins", "linear, attention").plugin_names() == ("attention", "linear")

@@ -11,7 +11,7 @@ import pytest
 
 import plugins
 from configs.errors import UserError
-from plugins import legs, measure, one_node, registration, tensorrt_flavour
+from plugins import legs, measure, one_node, registration, tensorrt_flavour, tensorrt_values
 from plugins.gelu.cases import CASES
 from plugins.gelu.plugin import Gelu
 from plugins.kernels import KernelSet
@@ -57,7 +57,7 @@ def test_instances_keep_the_kernels_of_the_engine_they_were_opened_with(trt):
     opened = []
     for where in ("first", "second"):
         with registration.registered(trt, ["gelu"], KernelSet.of([], where)):
-            given = registration.Fields(trt, {"approximate": "tanh"})
+            given = tensorrt_values.Fields(trt, {"approximate": "tanh"})
             made = creator(trt).create_plugin("n", given.collection, trt.TensorRTPhase.RUNTIME)
             opened.append(made.clone())
     assert [instance.plugin.kernels.where for instance in opened] == ["first", "second"]
@@ -66,7 +66,7 @@ def test_instances_keep_the_kernels_of_the_engine_they_were_opened_with(trt):
 def test_attributes_survive_being_serialised(trt):
     with registration.registered(trt, ["gelu", "skip_layer_norm"]):
         for op, values in (("gelu", {"approximate": "tanh"}), ("skip_layer_norm", {"epsilon": 0.25})):
-            given = registration.Fields(trt, values)
+            given = tensorrt_values.Fields(trt, values)
             first = creator(trt, op).create_plugin("n", given.collection, trt.TensorRTPhase.BUILD)
             again = creator(trt, op).create_plugin("n", first.get_fields_to_serialize(), trt.TensorRTPhase.RUNTIME)
             assert first.plugin.values == again.plugin.values == values
@@ -74,10 +74,10 @@ def test_attributes_survive_being_serialised(trt):
 
 def test_fields_live_as_long_as_their_owner(trt):
     values = {"text": "tanh", "number": 3, "fraction": 0.25}
-    held = [registration.Fields(trt, values) for _ in range(200)]
+    held = [tensorrt_values.Fields(trt, values) for _ in range(200)]
     noise = [(np.full(1, 7, np.int32), bytes([7, 7, 7, index % 256])) for index in range(2000)]
     for fields in held:
-        read = {field.name: registration._value(field, values[field.name]) for field in fields.collection}
+        read = {field.name: tensorrt_values.value_of(field, values[field.name]) for field in fields.collection}
         assert read == values
     assert len(noise) == 2000
 

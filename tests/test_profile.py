@@ -1,0 +1,74 @@
+"""A profile adds up what each operator took, and knows what it could not do without."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from plugins import profile, registration
+from plugins.profile import moved, operations, recording
+
+LINEAR = {"x": (128, 64), "weight": (64, 192), "bias": (192,), "y": (128, 192)}
+
+
+class Clock:
+    """cuda-bindings' driver as far as events go; `now` is in milliseconds."""
+
+    def __init__(self):
+        self.now, self.live = 0.0, 0
+
+    def cuEventCreate(self, _):  # noqa: N802
+        self.live += 1
+        return 0, SimpleNamespace()
+
+    def cuEventRecord(self, event, stream):  # noqa: N802
+        event.at = self.now
+        return (0,)
+
+    def cuEventSynchronize(self, event):  # noqa: N802
+        return (0,)
+
+    def cuEventElapsedTime(self, begin, end):  # noqa: N802
+        return 0, end.at - begin.at
+
+    def cuEventDestroy(self, event):  # noqa: N802
+        self.live -= 1
+        return (0,)
+
+
+def test_calls_of_the_same_shapes_are_one_row_and_the_slowest_stands_first(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(profile, "driver", lambda: clock)
+
+    def takes(milliseconds):
+        clock.now += milliseconds
+
+    gelu = {"x": (128, 192), "y": (128, 192)}
+    with recording() as record:
+        assert profile.current() is record
+        for slower in (1, 2, 30):  # three runs; the median counts
+            record.runs.append([])
+            for _ in range(2):
+                record.around("linear", LINEAR, "float16", 7, lambda slower=slower: takes(0.01 * slower))
+            record.around("gelu", gelu, "float16", 7, lambda: takes(0.5))
+    assert profile.current() is None
+    first, second = record.rows([128])
+    assert (first.op, first.calls, first.microseconds) == ("gelu", 1, pytest.approx(500))
+    assert (second.op, second.calls, second.microseconds) == ("linear", 2, pytest.approx(40))
+    assert second.operations == 2 * 2 * 128 * 64 * 192
+    assert second.floor(1e12, 1e9) == pytest.approx(1e6 * second.operations / 1e9)
+    assert first.floor(1e9, 1e15) == pytest.approx(1e6 * 2 * 2 * 128 * 192 / 1e9)
+    assert clock.live == 0
+
+
+def test_bytes_are_those_that_must_be_moved_and_operations_those_of_the_products():
+    assert moved("linear", LINEAR, "float16") == 2 * (128 * 64 + 64 * 192 + 192 + 128 * 192)
+    tables = {"token_ids": (9,), "token_table": (30000, 64), "gamma": (64,), "y": (9, 64)}
+    assert moved("embed_layer_norm", tables, "float16") == 2 * (9 + 9 * 64 + 64 + 9 * 64)
+    assert operations("attention", {"qkv": (12, 192), "where": (3,), "y": (12, 64)}, [8, 4]) == 4 * 64 * (64 + 16)
+    assert operations("skip_layer_norm", {"x": (12, 64), "y": (12, 64)}, [12]) == 0
+
+
+def test_an_exception_in_a_plugin_is_logged_with_its_name_and_goes_on(caplog):
+    with pytest.raises(ValueError), registration._logged("gelu"):
+        raise ValueError("no such shape")
+    assert "plugin gelu: ValueError: no such shape" in caplog.text
