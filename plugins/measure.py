@@ -4,7 +4,8 @@
 
 A CUDA graph launches the kernel over and over, each time on other copies of its tensors, so many that they don't fit
 into the L2 cache: what is timed is the GPU and its memory, no Python, and nothing that was left in a cache. In a
-network the layer before has often left its output there, so the kernel is faster there than here.
+network the layer before has often left its output there, so the kernel is faster there than here. Where PyTorch is
+installed, its operators are timed alike on the same inputs (`peers.py`).
 """
 
 import argparse
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 
 import plugins
-from plugins import legs
+from plugins import legs, peers
 from plugins.device import Device
 
 COLD_BYTES = 256 << 20  # what the copies take together: five times an H100's L2
@@ -28,7 +29,7 @@ SAMPLES = 100
 # (T4, A100, A10, L40S, H100, B200) divided by multiprocessors and clock. GeForce cards reach half of 8.6, 8.9 and 12.x.
 OPERATIONS = {75: 1024, 80: 2048, 86: 1024, 89: 1024, 90: 4096, 100: 8192, 120: 1024, 121: 1024}
 COLUMNS = ("case", "dtype", "tuning", "p20_us", "p50_us", "p80_us", "gb_per_s", "percent_of_bandwidth", "tflop_per_s",
-           "percent_of_arithmetic", "gpu", "driver_cuda", "triton", "date")  # fmt: skip
+           "percent_of_arithmetic", "torch_p50_us", "gpu", "driver_cuda", "triton", "torch", "date")  # fmt: skip
 
 Moved = Callable[[Mapping[str, tuple[int, ...]], int], float]  # (shapes of inputs and y, bytes of an A) -> bytes moved
 Done = Callable[[Mapping[str, tuple[int, ...]], Any], float]  # (those shapes, the case) -> multiplications + additions
@@ -74,6 +75,7 @@ def time_case(device: Device, op: str, case: Any, dtype: str, tuning: Mapping[st
 def measure(op: str, moved: Moved, done: Done | None, tunings: Sequence[Mapping], dtypes: Sequence[str]) -> list[dict]:
     """A row of results for every bench case, dtype and tuning, on the current GPU."""
     rows = []
+    torch = peers.load()
     with Device() as device:
         for case in legs.part(op, "cases").BENCH_CASES:
             for dtype in dtypes:
@@ -89,6 +91,10 @@ def measure(op: str, moved: Moved, done: Done | None, tunings: Sequence[Mapping]
                         per_s = done(shapes, case) / p50 * 1e6
                         row |= {"tflop_per_s": f"{per_s / 1e12:.1f}"}
                         row |= {"percent_of_arithmetic": f"{100 * per_s / arithmetic(device):.1f}"}
+                    if torch and not tuning and dtype == "float16":  # numpy's bfloat16 is not torch's
+                        given = legs.inputs(op, case, dtype)
+                        peer = peers.time_us(torch, op, case, given, COLD_BYTES, MOST_COPIES, SAMPLES)
+                        row |= {"torch_p50_us": f"{peer:.2f}", "torch": torch.__version__} if peer else {}
                     row |= {"gpu": device.name, "driver_cuda": device.driver_version, "triton": _triton_version()}
                     rows.append(row | {"date": datetime.date.today().isoformat()})
                     print("  ".join(f"{key} {row[key]}" for key in COLUMNS if row.get(key)), flush=True)

@@ -5,8 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
+import plugins
 from plugins import compile as compiler
-from plugins import legs, one_node, registration, tensorrt_flavour
+from plugins import legs, one_node, peers, registration, tensorrt_flavour
 from plugins.device import Device
 from plugins.gelu import kernel as gelu_kernel
 from plugins.gelu.cases import CASES
@@ -91,3 +92,18 @@ def test_a_kernel_set_without_the_engines_kernel_is_an_error_and_no_fault(trt):
         with pytest.raises(RuntimeError):
             one_node.Engine(trt, plan, ["gelu"], KernelSet.of([])).run(device, given, ODD.shape, "float16")
         assert device.download(device.upload(np.ones(3, np.float32)), (3,), np.float32).sum() == 3
+
+
+@pytest.mark.parametrize("op", sorted(plugins.OPS))
+def test_the_peers_operator_in_torch_is_ours(op):
+    torch = peers.load()
+    assert torch, "the benches' peers need PyTorch"
+    for case in legs.part(op, "cases").CASES:
+        given = legs.inputs(op, case, "float16")
+        made = peers.call(torch, op, case, {name: torch.from_numpy(array).cuda() for name, array in given.items()})
+        # torch takes no ids that no table has, and rounds x + bias before it adds the residual.
+        if made is None or not next(iter(given.values())).size or case.name in ("nonsense", "far from zero"):
+            continue
+        exact = legs.exact(op, case, given)
+        error = np.linalg.norm(made().double().cpu().numpy().reshape(exact.shape) - exact)
+        assert error <= 1e-2 * np.linalg.norm(exact) + 1e-6, case.name
