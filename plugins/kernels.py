@@ -1,7 +1,7 @@
 """The kernels of an engine folder: machine code by name, read and checked before a GPU sees it.
 
-    engine/kernels/sm_90/gelu-none-float16.cubin    the machine code
-    engine/kernels/sm_90/gelu-none-float16.json     how to call it, and the hash of both
+    engine/kernels/sm_90/gelu-none-even-float16.cubin    the machine code
+    engine/kernels/sm_90/gelu-none-even-float16.json     how to call it, and the hash of both
 
 A cubin runs on the architecture it was made for and, from 9.0 on, on no other: none is ever guessed.
 """

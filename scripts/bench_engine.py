@@ -58,6 +58,7 @@ class BenchConfig:
     sizes: tuple[str, ...] = setting(("bert-base", "minilm-l6"), help="sizes by name")
     shapes: tuple[str, ...] = setting(("32x128", "32x384", "1x128", "8x128"), help="batch x length, the first two more")
     parts: tuple[str, ...] = setting(PARTS, help="goal: ours, none, torch; plugins: each left out; more: the rest")
+    leave_out: tuple[str, ...] = setting((), help="entrants that are not timed: torch.compile@erf")
     precision: str = setting("float16", choices=("float16", "bfloat16"), help="of activations and products")
     peers: str = setting("torch", choices=("torch", "none"), help="what else is timed; torch must be installed for it")
     target: str = setting("tensorrt_rtx", choices=tensorrt_flavour.TARGETS, help="which TensorRT")
@@ -134,6 +135,8 @@ class Bench:
         entrants: list[tuple[dict, Entrant]] = []
         for variant in group.variants:
             name, gelu = (variant.name, variant.gelu) if isinstance(variant, Variant) else variant
+            if {name, f"{name}@{gelu}"} & set(self.config.leave_out):
+                continue
             row = {"size": group.size, "shape": str(group.shape), "variant": name, "gelu": gelu}
             if time.monotonic() > self.end:
                 self.left_out.append(" ".join(row.values()))

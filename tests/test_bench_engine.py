@@ -201,6 +201,15 @@ def test_what_is_wrong_or_fails_is_a_row_that_says_so_and_an_error_after_all_the
     assert "wrong or failed: tiny 2x16 all plugins, packed" in said
 
 
+def test_what_is_to_be_left_out_is_not_opened(bench):
+    left = ("no plugins, no mask", "all plugins, packed@erf")
+    _, rows, opened = bench(parts=("goal",), leave_out=left)
+    assert {(row["variant"], row["gelu"]) for row in rows} == {
+        ("all plugins, packed", "tanh"), ("no plugins, no mask, one plan for all shapes", "tanh"),
+    }  # fmt: skip
+    assert {name for name, _, _ in opened} == {row["variant"] for row in rows}
+
+
 def test_what_does_not_fit_into_the_time_is_named_and_nothing_else(bench, capsys):
     result, rows, opened = bench(minutes=1e-9)
     assert (rows, opened, result["metrics"]) == ([], [], {})

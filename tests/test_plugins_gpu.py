@@ -24,14 +24,14 @@ def trt():
 
 
 def variant(approximate="none"):
-    return gelu_kernel.variants({}, "float16", approximate=approximate)[0]
+    return gelu_kernel.variants({}, "float16", approximate=approximate)[1]  # odd
 
 
 def open_gelu(trt, device, smallest=None, kernel_of=None):
     """An engine of gelu "none" for the case `odd`, with its own kernel or that of another variant under its name."""
     plan, _ = one_node.build(trt, "gelu", ODD, "float16", ["gelu"], axes=True, smallest=smallest)
     made = compiler.compile_kernel(variant(kernel_of or "none"), device.architecture)
-    kernel = dataclasses.replace(made, name="gelu-none-float16")
+    kernel = dataclasses.replace(made, name="gelu-none-odd-float16")
     return one_node.Engine(trt, plan, ["gelu"], KernelSet.of([kernel]))
 
 

@@ -78,7 +78,7 @@ def variants(
     if not 1 <= width <= 8192:
         raise ValueError(f"embed_layer_norm keeps a row in registers: up to 8192 wide, not {width}")
     block = 1 << (width - 1).bit_length()
-    rows = rows or max(1, 512 // block)
+    rows = rows or max(1, 2048 // block)  # 64 numbers a thread, as in skip_layer_norm
     a = f"*{SHORT[dtype]}"
     tables = {f"{name}_table_ptr": a for name in ("token", "position", "segment")}
     return [
@@ -94,7 +94,7 @@ def variants(
             constants={"H": width, "BLOCK": block, "ROWS": rows, "PDL": False},
             # The ids may be slices of a longer tensor, which start anywhere; tables and results start a buffer.
             aligned=(*tables, "gamma_ptr", "beta_ptr", "y_ptr"),
-            num_warps=warps or min(16, max(1, rows * block // 256)),  # 8 numbers a thread: loads of 16 bytes
+            num_warps=warps or min(16, max(1, rows * block // 2048)),
         )
     ]  # fmt: skip
 

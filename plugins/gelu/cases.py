@@ -19,10 +19,11 @@ class Case:
 
 
 CASES = [
-    Case("one", "a single number: a block of 1,024 with one lane in use", (1,)),
+    Case("one", "a single number: a block of 2,048 with one lane in use", (1,)),
     Case("empty", "no token: nothing to launch", (0, 24)),
     Case("odd", "no multiple of anything: the last block is masked", (3, 7, 257)),
-    Case("block", "exactly one block: the mask is all true", (2, 512)),
+    Case("block", "exactly one block: the mask is all true", (2, 1024)),
+    Case("eights", "groups of 8 end within a block", (9, 1000)),
     Case("tanh", "the other formula", (5, 312), approximate="tanh"),
     Case("far", "float16's ends: exp must not give inf/inf", (3, 65), largest=60000.0),
     Case("far-tanh", "the same for tanh, whose x^3 overflows earlier", (3, 65), approximate="tanh", largest=60000.0),

@@ -19,9 +19,9 @@ class Gelu(Plugin):
         return shapes["x"]
 
     def launches(self, shapes: Mapping, dtype: str, kernels: Mapping) -> list[Launch]:
-        kernel = f"gelu-{self.values['approximate']}-{dtype}"
-        block = kernels[kernel].constants["BLOCK"]
         count = math.prod(shapes["x"])
+        kernel = f"gelu-{self.values['approximate']}-{'odd' if count % 8 else 'even'}-{dtype}"
+        block = kernels[kernel].constants["BLOCK"]
         if count > 2**31 - block:
             raise ValueError(f"gelu takes up to {2**31 - block} numbers, not {count}; make smaller batches")
         return [Launch(kernel, (-(-count // block),), ("x", count, "y"))]
