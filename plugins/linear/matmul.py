@@ -1,8 +1,8 @@
 """One product with bias and GELU by cuBLASLt: described once for a shape, then called with hardly any Python.
 
 Which algorithm is fastest depends on the shape and the GPU. cuBLASLt guesses well, and lists what it would try next;
-the first few are timed the first time that a shape runs, unless it is being captured. The choice holds for all layers
-and for about as many tokens. Two runs may thus choose differently, and differ in the last bit.
+the first few are timed the first time that a shape runs, unless it is being captured. The choice holds for all layers,
+for about as many tokens and, kept on disk, for later processes (`choices.py`).
 """
 
 import math
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from plugins.launch import check, driver
+from plugins.linear.choices import Choices
 from plugins.linear.product import Product
 
 WORKSPACE = 32 << 20  # bytes: what NVIDIA advises for 9.0 and later; shared by all layers of an engine
@@ -26,6 +27,7 @@ ADVICE = "widths that are multiples of 8 always have one"
 _lock = threading.RLock()
 _handles: dict[int, int] = {}  # by CUDA context; a handle is for the GPU it was made on
 _winners: dict[tuple, np.ndarray] = {}  # by context and size class: the fastest algorithm, as cuBLASLt describes it
+_choices: dict[int, Choices] = {}  # by context: what earlier processes have found on its GPU
 _ONE, _ZERO = np.ones(1, np.float32), np.zeros(1, np.float32)
 
 
@@ -126,6 +128,11 @@ class Matmul:
         """Take the size class's algorithm, timing the candidates if it has none yet and nobody is capturing."""
         key = (self._context, *self.product.size_class)
         with _lock:
+            if self._context not in _choices:
+                _choices[self._context] = Choices(_gpu_name(self._cuda), int(self._library.get_version()))
+            kept = _choices[self._context]
+            if key not in _winners and (known := kept.get(self.product.size_class)) is not None:
+                _winners[key] = _algorithm(self._candidates[0], known)
             if key not in _winners:
                 if int(check(self._cuda.cuStreamIsCapturing(stream), "asking whether a stream is capturing")):
                     return  # cuBLASLt's first candidate for now
@@ -134,6 +141,7 @@ class Matmul:
                 best = [self._candidates[place] for place in np.argsort(times, stable=True)[:FINALISTS]]
                 times = [self._time(one, call, FINAL_REPLAYS) for one in best]
                 _winners[key] = best[int(np.argmin(times))]
+                kept.put(self.product.size_class, _winners[key])
             winner = _winners[key]
         if self._fits(winner):
             self._algorithm = winner
@@ -194,6 +202,18 @@ def milliseconds(cuda: Any, call: Callable[[int], None], replays: int) -> float:
         for event in events:
             cuda.cuEventDestroy(event)
         cuda.cuStreamDestroy(stream)
+
+
+def _gpu_name(cuda: Any) -> str:
+    device = check(cuda.cuCtxGetDevice(), "asking for the GPU")
+    return check(cuda.cuDeviceGetName(128, device), "asking for its name").split(b"\0")[0].decode()
+
+
+def _algorithm(like: np.ndarray, words: np.ndarray) -> np.ndarray:
+    """An algorithm of the same type as another one, with this content."""
+    made = like.copy()
+    made["data_"][...] = words
+    return made
 
 
 def cublaslt() -> Any:

@@ -47,6 +47,9 @@ class NumpyCublasLt:
     def create(self) -> int:
         return 1000
 
+    def get_version(self) -> int:
+        return 130000
+
     def matmul_desc_create(self, compute: int, scale: int) -> int:
         assert (compute, scale) == (ComputeType.COMPUTE_32F, CudaDataType.CUDA_R_32F)
         return self._new({})
@@ -149,6 +152,12 @@ class Clock:
 
     def cuCtxGetCurrent(self):  # noqa: N802
         return 0, 7
+
+    def cuCtxGetDevice(self):  # noqa: N802
+        return 0, 0
+
+    def cuDeviceGetName(self, length, device):  # noqa: N802
+        return 0, b"NVIDIA Made Up\0\0"
 
     def cuStreamIsCapturing(self, stream):  # noqa: N802
         return 0, int(self.capturing)

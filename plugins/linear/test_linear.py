@@ -1,6 +1,7 @@
 """linear and linear_gelu: reference, ONNX function and engine say the same, and cuBLASLt is told what is meant."""
 
 import gc
+import json
 from typing import Any
 
 import numpy as np
@@ -37,14 +38,15 @@ def test_the_function_is_the_reference(op, case, dtype):
 
 
 @pytest.fixture
-def model(monkeypatch):
+def model(monkeypatch, tmp_path):
     """cuBLASLt in numpy, and a GPU's clock on which algorithm 2 is the fastest."""
     library = NumpyCublasLt()
     clock = Clock(library, {1: 3.0, 2: 1.0, 3: 2.0})
     monkeypatch.setattr(matmul, "cublaslt", lambda: library)
     monkeypatch.setattr(matmul, "driver", lambda: clock)
-    monkeypatch.setattr(matmul, "_winners", {})
-    monkeypatch.setattr(matmul, "_handles", {})
+    for memory in ("_winners", "_handles", "_choices"):
+        monkeypatch.setattr(matmul, memory, {})
+    monkeypatch.setenv("RETORT_CACHE", str(tmp_path))
     return library, clock
 
 
@@ -132,6 +134,36 @@ def test_the_fastest_algorithm_is_taken_and_other_layers_take_it_untimed(model):
     run("linear", given, "float16")
     assert library.calls[timed:] == [(2, STREAM)]
     assert clock.live == 0
+
+
+def test_a_later_process_takes_what_was_found_untimed_unless_the_file_is_damaged(model, monkeypatch, tmp_path):
+    library, _ = model
+    given = legs.inputs("linear", CASES[0], "float16")
+    run("linear", given, "float16")
+    (file,) = (tmp_path / "cublaslt").iterdir()
+    assert file.name == "NVIDIA_Made_Up-130000.json"
+
+    def later():
+        monkeypatch.setattr(matmul, "_winners", {})
+        monkeypatch.setattr(matmul, "_choices", {})
+        library.calls.clear()
+        run("linear", given, "float16")
+        return library.calls
+
+    assert later() == [(2, STREAM)]
+    run("linear", given | {"x": given["x"][:3]}, "float16")  # another class joins the first in the file
+    assert len(json.loads(file.read_text())) == 2
+    for nonsense in ("", "[]", "{", '{"24 16 40 float16 False False": "00"}', '{"24 16 40 float16 False False": 5}'):
+        file.write_text(nonsense)
+        assert len(later()) > 3 * matmul.CALLS
+        assert later() == [(2, STREAM)]
+
+
+def test_a_cache_that_cannot_be_written_costs_the_timing_alone(model, monkeypatch, tmp_path):
+    library, _ = model
+    (tmp_path / "cublaslt").write_text("a file where a folder is meant")
+    run("linear", legs.inputs("linear", CASES[0], "float16"), "float16")
+    assert library.calls[-1] == (2, STREAM)
 
 
 def test_nothing_is_timed_or_waited_for_while_the_stream_is_captured(model):

@@ -48,12 +48,13 @@ def test_the_kernels_of_few_tokens_are_the_reference(case, dtype, kernel_results
 
 
 @pytest.mark.parametrize(("case", "dtype"), ALL, ids=ids)
-def test_cublaslt_and_the_norm_in_place_are_the_reference(case, dtype, monkeypatch):
+def test_cublaslt_and_the_norm_in_place_are_the_reference(case, dtype, monkeypatch, tmp_path):
+    monkeypatch.setenv("RETORT_CACHE", str(tmp_path))
     library = NumpyCublasLt()
     monkeypatch.setattr(matmul, "cublaslt", lambda: library)
     monkeypatch.setattr(matmul, "driver", lambda: Clock(library, {1: 1.0, 2: 2.0, 3: 2.0}))
-    monkeypatch.setattr(matmul, "_winners", {})
-    monkeypatch.setattr(matmul, "_handles", {})
+    for memory in ("_winners", "_handles", "_choices"):
+        monkeypatch.setattr(matmul, memory, {})
     given = legs.inputs(OP, case, dtype)
     shapes = legs.shapes(OP, case, given)
     made = LinearSkipLayerNorm(case.attributes)
