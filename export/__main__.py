@@ -1,7 +1,10 @@
 """`python export.py`: a run folder becomes an engine folder, or a folder for Hugging Face's transformers, or both."""
 
 import shutil
+import tempfile
 import time
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +12,12 @@ from tqdm import tqdm
 
 from configs import command
 from configs.errors import UserError
+from export import calibration, engine, files, graph, hf, manifest, out_folder, precision, profile
 from export import checkpoint as checkpoints
-from export import engine, files, graph, hf, manifest, out_folder, profile
 from export.checkpoint import Checkpoint
 from export.comparison import Questions
 from export.config import ExportConfig
+from export.quantisation import FORMATS
 from export.verify import Gate, GateError
 from plugins import compile as compiler
 from plugins import kernels, ops_of, tensorrt_flavour
@@ -45,7 +49,25 @@ def main(config: ExportConfig) -> dict:
 
 
 def export_engine(config: ExportConfig, checkpoint: Checkpoint, out: Path) -> dict[str, Any]:
-    """Write the engine folder `out`. Raises: UserError; after a failed comparison the folder lies in `out`.failed."""
+    """Write the engine folder `out`, with --precision auto in the first of its precisions that passes the gate.
+
+    Raises: UserError; after a failed comparison the folder lies in `out`.failed.
+    """
+    found = precision.candidates(config)
+    for place, (name, why) in enumerate(found):
+        if config.precision == "auto":
+            say(f"precision: {name} (--precision auto; {why})")
+        try:
+            return export_in(replace(config, precision=name), checkpoint, out)
+        except GateError as error:
+            if place + 1 == len(found):
+                raise
+            say(f"precision: not {name}: {error}")
+    raise AssertionError("there is always a candidate")
+
+
+def export_in(config: ExportConfig, checkpoint: Checkpoint, out: Path) -> dict[str, Any]:
+    """The same in the settings' precision, which is one."""
     failed = out.with_name(out.name + ".failed")
     out_folder.check("the place for a failed engine,", failed, True, manifest.is_engine, {"--run": config.run})
     shapes = profile.choose(config, checkpoint, config.layout)
@@ -54,10 +76,11 @@ def export_engine(config: ExportConfig, checkpoint: Checkpoint, out: Path) -> di
     plan = choose_plan(config, trt, shapes) if target else None
     # Before minutes go into a plan: are the questions there?
     questions = Questions.read(checkpoint, config.dev, config.dev_limit) if config.verify else None
-    with out_folder.scratch(out) as folder:
-        about = write(folder, config, checkpoint, shapes, target, trt, plan)
+    with out_folder.scratch(out) as folder, tempfile.TemporaryDirectory() as work:
+        estimate = Path(work) / "estimate.onnx"
+        about = write(folder, config, checkpoint, shapes, target, trt, plan, estimate)
         if questions:
-            gate = make_gate(folder, config, checkpoint, questions, target, trt, plan)
+            gate = make_gate(folder, config, checkpoint, questions, target, trt, plan, estimate)
             try:
                 about["verified"] = gate.run(say)
             except GateError as error:
@@ -89,26 +112,34 @@ def choose_plan(config: ExportConfig, trt: Any, shapes: Profile) -> engine.Plan:
 
 def write(
     folder: Path, config: ExportConfig, checkpoint: Checkpoint, shapes: Profile, target: str | None, trt: Any,
-    plan: engine.Plan | None,
+    plan: engine.Plan | None, estimate: Path,
 ) -> dict[str, Any]:  # fmt: skip
-    """All files of the engine; returns what engine.json says before the comparison."""
+    """All files of the engine; returns what engine.json says before the comparison.
+
+    estimate: where an 8-bit engine's graph is written in float32 for the gate, outside of the folder.
+    """
     sizes = checkpoint.config
     gelu = config.gelu or sizes.gelu
     variants = kernels_for(config, checkpoint, gelu, plan) if plan else []
     settings: dict[str, Any] = {"layout": config.layout, "gelu": gelu}
     files.save(graph.build(checkpoint.tensors, sizes, precision="float32", **settings), folder / MODEL)
     source = plan_source(folder, config)
+    result = quantise(folder / MODEL, config, checkpoint, gelu, plan) if config.precision in FORMATS else None
+    if result:
+        settings["quantisation"] = result.quantisation
+        files.save(graph.build(checkpoint.tensors, sizes, precision="float32", **settings), estimate)
+    expected = graph.expected_nodes(sizes, gelu)
     if config.precision != "float32":
         bare = bare_ops(target, plan)
-        fused = graph.fuses(plan.plugins if plan else ())
-        half = graph.build(
-            checkpoint.tensors, sizes, precision=config.precision, fused=fused, bare=bare, **settings
+        fused = graph.fuses(plan.plugins if plan else ()) and not result
+        narrow = graph.build(
+            checkpoint.tensors, sizes, precision=config.base, fused=fused, bare=bare, **settings
         )  # fmt: skip
-        files.save(half, source)
+        expected = graph.count_nodes(narrow) if result else graph.expected_nodes(sizes, gelu, fused=fused)
+        files.save(narrow, source)
     shutil.copyfile(checkpoint.tokenizer.vocab_file, folder / VOCABULARY)
     built = None
     if plan:
-        expected = graph.expected_nodes(sizes, gelu, fused=graph.fuses(plan.plugins))
         start = time.monotonic()
         layers = engine.build(trt, source, folder / PLAN, plan, expected)
         for op, count in layers.items():
@@ -128,8 +159,25 @@ def write(
     about = manifest.describe(
         checkpoint, precision=config.precision, layout=config.layout, gelu=gelu, profile=shapes, plan=built
     )
+    if result:
+        about["quantisation"] = result.report
     manifest.write(folder, about)
     return about
+
+
+def quantise(
+    model: Path, config: ExportConfig, checkpoint: Checkpoint, gelu: str, plan: engine.Plan | None
+) -> calibration.Result:
+    """Which products become 8 bits wide, and their scales. Raises: UserError without questions to calibrate with."""
+    data, why = calibration.source(config.calibrate, checkpoint)
+    say(f"calibration: {data} ({why})")
+    questions = calibration.read(checkpoint, data, config.calibrate_limit)
+    return calibration.calibrate(
+        model, checkpoint, questions, format=config.precision, layout=config.layout, gelu=gelu,
+        channels=config.channels(plan.architectures if plan else ()),
+        padded_head=graph.padded_head_size(checkpoint.config), error=config.quantisation_error,
+        times=precision.product_times(checkpoint.config, config, gelu, plan), say=say,
+    )  # fmt: skip
 
 
 def plan_source(folder: Path, config: ExportConfig) -> Path:
@@ -147,10 +195,10 @@ def kernels_for(config: ExportConfig, checkpoint: Checkpoint, gelu: str, plan: e
     model = checkpoint.config
     sizes = compiler.Sizes(
         model.hidden, model.heads, graph.padded_head_size(model), model.ffn, config.layout,
-        "none" if gelu == "erf" else "tanh",
+        "none" if gelu == "erf" else "tanh", config.precision if config.precision in FORMATS else "",
     )  # fmt: skip
     try:
-        return compiler.needed(sizes, config.precision, plan.plugins)
+        return compiler.needed(sizes, config.base, plan.plugins)
     except ValueError as error:
         raise UserError(f"no kernels for this model: {error}; leave that plugin out of --plugins") from error
 
@@ -167,7 +215,7 @@ def write_kernels(folder: Path, variants: list[compiler.Variant], plan: engine.P
 
 def make_gate(
     folder: Path, config: ExportConfig, checkpoint: Checkpoint, questions: Questions, target: str | None, trt: Any,
-    plan: engine.Plan | None,
+    plan: engine.Plan | None, estimate: Path,
 ) -> Gate:  # fmt: skip
     source = plan_source(folder, config)
 
@@ -186,6 +234,7 @@ def make_gate(
         architectures=plan.architectures if plan else None,
         graph_is_whole=not bare_ops(target, plan),
         plan_runner=runner,
+        estimate=estimate if config.precision in FORMATS else None,
     )  # fmt: skip
 
 
@@ -193,9 +242,14 @@ def measured(about: dict[str, Any], out: Path) -> dict[str, Any]:
     """The metrics of the command's last line."""
     bytes_of = {path.name: path.stat().st_size for path in out.iterdir() if path.is_file()}
     report = about["verified"] or {}
+    eight = report.get(f"{about['precision']}_on_cpu") if about["precision"] in FORMATS else None
     kept = ("runtime", "largest_logit_difference", "answers_changed", "exact", "f1", "f1_checkpoint", "f1_interval")
     found = {name: report[name] for name in kept if name in report}
     sizes = {"model_bytes": bytes_of[MODEL], "plan_bytes": bytes_of.get(PLAN, 0)}
+    if eight:
+        found["on_cpu"] = {name: eight[name] for name in kept if name in eight}
+    if table := about.get("quantisation"):
+        found["products"] = Counter(item["precision"] for item in table["products"].values())
     return found | {"plugin_layers": about.get("plugin_layers", {})} | sizes
 
 

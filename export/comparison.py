@@ -26,6 +26,7 @@ class Tolerance:
     logit: float  # largest difference of a logit
     answers: float  # percent of answers that change
     f1: float  # points lost, where the bootstrap interval says that they are no accident
+    f1_proven: float | None = None  # points that may be lost by the interval's lower end; None: not asked
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,12 @@ class Questions:
 
     @classmethod
     def read(cls, checkpoint: Checkpoint, dev: str, limit: int | None) -> "Questions":
+        return cls.of(checkpoint, squad.read(dev, limit=limit, split="dev"))
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, dataset: squad.Dataset) -> "Questions":
+        """Questions that were read already."""
         info = checkpoint.info
-        dataset = squad.read(dev, limit=limit, split="dev")
         options = FeatureOptions(info.window, info.stride, info.query)
         return cls(dataset, featurise(dataset, checkpoint.tokenizer, options), checkpoint)
 
@@ -80,6 +85,11 @@ class Comparison:
             found.append(
                 f"F1 falls from {self.f1_checkpoint:.2f} to {self.f1:.2f}, by more than chance (95 % interval of the "
                 f"difference {self.f1_interval[0]:+.2f} to {self.f1_interval[1]:+.2f}, tolerance {tolerance.f1:g})"
+            )
+        if tolerance.f1_proven is not None and self.f1_interval[0] < -tolerance.f1_proven:
+            found.append(
+                f"F1 may fall by {-self.f1_interval[0]:.2f} (lower end of the 95 % interval of the difference; "
+                f"tolerance {tolerance.f1_proven:g}); more questions (--dev) make the interval narrower"
             )
         return found
 

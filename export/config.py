@@ -7,10 +7,13 @@ from configs.errors import UsageError
 from configs.flags import listed, nearest
 from configs.options import setting
 from export.comparison import Tolerance
+from export.quantisation import BASE, FORMATS
+from plugins import formats
 
 # What is put down to rounding, against Keras in float32: largest difference of a logit, percent of answers that change.
-LOGITS = {"float32": 1e-3, "float16": 0.1, "bfloat16": 0.5}
-ANSWERS = {"float32": 0.1, "float16": 1.0, "bfloat16": 5.0}
+LOGITS = {"float32": 1e-3, "float16": 0.1, "bfloat16": 0.5, "float8": 4.0, "int8": 4.0}
+ANSWERS = {"float32": 0.1, "float16": 1.0, "bfloat16": 5.0, "float8": 2.0, "int8": 2.0}
+OPTIONAL = ("linear_skip_layer_norm",)  # plugins that an 8-bit graph has no node of
 ANOTHER_GELU = 0.5  # largest difference of a logit where --gelu is not what the weights were trained with
 
 
@@ -24,8 +27,10 @@ class GraphConfig:
     overwrite: bool = setting(False, help="replace what is in --out and --hf, if it was written by this command")
     precision: str = setting(
         "float16",
-        choices=("float16", "bfloat16", "float32"),
-        help="of the plan's activations and products; model.onnx for ONNX Runtime is float32 whatever is said here",
+        choices=("float16", "bfloat16", "float32", "float8", "int8", "auto"),
+        help="of the plan's activations and products; float8 (GPUs from 8.9 on) and int8 (from 8.0 on) are for "
+        "products where they are faster and near enough, the rest is float16 then; auto: the fastest that passes the "
+        "gate; model.onnx for ONNX Runtime is float32 whatever is said here",
     )
     layout: str = setting(
         "packed", choices=("packed", "padded"), help="all tokens in one row, no padding computed; or batch x length"
@@ -34,6 +39,31 @@ class GraphConfig:
         None,
         choices=("tanh", "erf"),
         help="another form of GELU than the checkpoint's: tanh joins the product before it, and the gate must pass",
+    )
+
+
+@dataclass(frozen=True)
+class QuantisationConfig:
+    """8-bit products, of --precision float8, int8 and auto."""
+
+    calibrate: str | None = setting(
+        None,
+        help="questions to find the scales with, not those of --dev: a SQuAD .json or .json.gz, tfds:, builtin:; none: "
+        "what the run was trained with, if it is to be had",
+    )
+    calibrate_limit: int = setting(128, least=16, most=1 << 16, help="how many of them, evenly spread; usual 64 to 512")
+    quantisation_error: float = setting(
+        0.025,
+        above=0.0,
+        most=1.0,
+        help="root mean square error of the logits, as a share of how they vary; products that would make it larger "
+        "stay float16; usual 0.01 to 0.1",
+    )
+    weight_scales: str = setting(
+        "auto",
+        choices=("auto", "tensor", "channel"),
+        help="one for a weight, or one for each of its outputs; auto: tensor for float8, channel for int8; float8 has "
+        "channel on 9.0 alone",
     )
 
 
@@ -92,10 +122,17 @@ class GateConfig:
     tolerance_f1: float = setting(
         0.1, least=0.0, most=100.0, help="points of F1 that may be lost; a loss that may be chance is allowed"
     )
+    tolerance_f1_proven: float | None = setting(
+        None,
+        least=0.0,
+        most=100.0,
+        help="points of F1 that may be lost even by the lower end of the 95 % interval of the difference, which on few "
+        "questions is far down; none: not asked; 0.3 with --precision float8 or int8 is what a record asks for",
+    )
 
 
 @dataclass(frozen=True)
-class ExportConfig(GateConfig, PlanConfig, GraphConfig):
+class ExportConfig(GateConfig, PlanConfig, QuantisationConfig, GraphConfig):
     """Turn a run into an engine folder that answers questions, and prove that it answers what the checkpoint answers.
 
     The folder holds model.onnx (float32, ONNX Runtime on any CPU), model.PRECISION.onnx and model.plan (TensorRT),
@@ -113,7 +150,27 @@ class ExportConfig(GateConfig, PlanConfig, GraphConfig):
             raise UsageError(
                 "the plugins compute in float16 and bfloat16; take --plugins none with --precision float32"
             )
-        self.architectures()
+        if self.precision in FORMATS:
+            self._check_formats(chosen)
+
+    def _check_formats(self, chosen: tuple[str, ...]) -> None:
+        """What an 8-bit precision needs: our plugins, which alone know such products, and GPUs that do."""
+        if missing := [name for name in plugins.PLUGINS if name not in chosen and name not in OPTIONAL]:
+            raise UsageError(f"--precision {self.precision} needs the plugins {listed(missing)}; take --plugins all")
+        first = formats.FIRST[self.precision]
+        if older := [arch for arch in self.architectures() or () if arch < first]:
+            raise UsageError(f"--precision {self.precision} is for GPUs from {first} on; --arch says {listed(older)}")
+
+    @property
+    def base(self) -> str:
+        """What is not 8 bits wide has this precision."""
+        return BASE if self.precision in FORMATS else self.precision
+
+    def channels(self, architectures: tuple[int, ...]) -> bool:
+        """Whether a weight has a scale for each output, in a plan for these GPUs. Raises: UsageError."""
+        if self.weight_scales == "channel" and self.precision == "float8" and set(architectures) != {90}:
+            raise UsageError("cuBLASLt has scales for each output of float8 on 9.0 alone; take --weight-scales tensor")
+        return self.weight_scales == "channel" or (self.weight_scales == "auto" and self.precision == "int8")
 
     def tolerances(self, precision: str, another_gelu: bool) -> Tolerance:
         """What a runtime in this precision may differ by; --tolerance and its like are for all of them."""
@@ -124,6 +181,7 @@ class ExportConfig(GateConfig, PlanConfig, GraphConfig):
             self.tolerance if self.tolerance is not None else logit,
             self.tolerance_answers if self.tolerance_answers is not None else answers,
             self.tolerance_f1,
+            self.tolerance_f1_proven if precision in FORMATS else None,
         )
 
     def plugin_names(self) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ import numpy as np
 from configs.errors import UserError
 from configs.flags import listed
 from export.progress import monitor
-from plugins import ops_of, registration, tensorrt_flavour
+from plugins import formats, ops_of, registration, tensorrt_flavour
 from serve.manifest import Profile
 
 FEATURES = {  # what not every TensorRT has -> our flag
@@ -53,13 +53,15 @@ def choose_target(said: str) -> tuple[str | None, Any, str]:
 def offered(trt: Any, precision: str) -> tuple[int, ...]:
     """Compute capabilities that this TensorRT builds for on any machine, ascending; none for full TensorRT.
 
-    TensorRT-RTX compiles products for 7.5 in float16 alone: there are tensor cores for nothing else.
+    TensorRT-RTX compiles products for 7.5 in float16 alone: there are tensor cores for nothing else. 8-bit products are
+    our plugins', from `formats.FIRST` on.
     """
     kinds = getattr(trt, "ComputeCapability", None)
     if kinds is None or not hasattr(trt.IBuilderConfig, "set_compute_capability"):
         return ()
     found = sorted(int(name[2:]) for name in kinds.__members__ if name[2:].isdecimal())
-    return tuple(arch for arch in found if precision == "float16" or arch >= 80)
+    first = formats.FIRST.get(precision, 75 if precision == "float16" else 80)
+    return tuple(arch for arch in found if arch >= first)
 
 
 def choose_architectures(trt: Any, precision: str, asked: tuple[int, ...] | None, gpu: int | None) -> tuple[int, ...]:

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from plugins import DOMAIN
 
 # Largest relative difference (Frobenius norms) of a layer's output that is put down to rounding.
-ROUNDING = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 1e-1}
+ROUNDING = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 1e-1, "float8": 3e-1, "int8": 3e-1}
+EIGHT_BITS = ("attention8", "gelu8", "linear8_gelu8")  # ops whose first output is stored, not what it stands for
 HEAD = ("head/start_logits", "head/end_logits")  # [T] each
 Values = dict[str, np.ndarray]
 Runner = Callable[[list[str]], Values]  # names of nodes -> their outputs, float32 [T, width] or [T], real tokens alone
@@ -86,11 +87,17 @@ def mark(path: Path, names: list[str]) -> Path:
     Weights in a file beside it are shared. The caller removes the copy.
     """
     model = onnx.load(str(path), load_external_data=False)
-    output_of = {node.name: node.output[0] for node in model.graph.node}
+    node_of = {node.name: node for node in model.graph.node}
     del model.graph.output[:]
     for name in names:
-        out = f"marked.{name}"
-        model.graph.node.append(helper.make_node("Cast", [output_of[name]], [out], name=out, to=TensorProto.FLOAT))
+        out, node = f"marked.{name}", node_of[name]
+        if node.op_type in EIGHT_BITS:
+            scale = numpy_helper.from_array(np.array(1 / _inverse_scale(model, node), np.float32), f"{out}.scale")
+            model.graph.initializer.append(scale)
+            inputs = [node.output[0], scale.name]
+            model.graph.node.append(helper.make_node("DequantizeLinear", inputs, [out], name=out))
+        else:
+            model.graph.node.append(helper.make_node("Cast", [node.output[0]], [out], name=out, to=TensorProto.FLOAT))
         # The shape is left open: rows follow the layout, the width is the node's.
         model.graph.output.append(helper.make_tensor_value_info(out, TensorProto.FLOAT, None))
     wanted, kept = {value.name for value in model.graph.output}, []
@@ -107,3 +114,12 @@ def mark(path: Path, names: list[str]) -> Path:
     copy = path.with_name(f"marked.{os.getpid()}.{path.name}")
     onnx.save_model(model, str(copy))
     return copy
+
+
+def _inverse_scale(model: onnx.ModelProto, node: onnx.NodeProto) -> float:
+    """What the node multiplies its result with before it is rounded to 8 bits."""
+    for attribute in node.attribute:
+        if attribute.name == "inverse_scale":
+            return attribute.f
+    (found,) = (tensor for tensor in model.graph.initializer if tensor.name == node.input[-1])
+    return float(numpy_helper.to_array(found)[0])

@@ -10,10 +10,12 @@ Two layouts (letters as in `model/bert.py`; T is the number of tokens of all seq
     padded   token_ids, segment_ids, padding_mask int32 [B, S]                       ->  start_logits, end_logits [B, S]
 
 `cu_seqlens` counts tokens: sequence b is tokens cu_seqlens[b] to cu_seqlens[b+1]; positions restart at each.
-Activations have the precision's dtype; layer-norm parameters, the head and the logits are float32 whatever it is.
+Activations have the precision's dtype; layer-norm parameters, the head and the logits are float32 whatever it is. With
+a `Quantisation` some products multiply float8 or int8, which the nodes before them write beside or in place of theirs.
 Nodes are named by where they are, `layer_3/attention/qkv`, and weights have the checkpoint's names (`model/weights`).
 """
 
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,12 +27,14 @@ from onnx import TensorProto, helper, numpy_helper
 import plugins
 from configs import __version__
 from configs.errors import UserError
+from export.quantisation import Quantisation
 from model.config import BertConfig
+from plugins import formats
 
 DTYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
 LAYOUTS = ("packed", "padded")
 OPSET, IR = 20, 10  # what ONNX Runtime 1.18 and TensorRT's parser of today both read
-BODIES = ("layout", "approximate")  # attributes that choose a function's body, the same for all nodes of a model
+TWO_OUTPUTS = ("embed_layer_norm8", "skip_layer_norm8")  # the second, `NODE/8`, is for the product, the first for all
 HEAD_MULTIPLE = 8  # kernels load 16 bytes at once: 8 values of two bytes
 Tensors = dict[str, np.ndarray]
 
@@ -44,6 +48,7 @@ def build(
     head: bool = True,
     gelu: str | None = None,
     fused: bool = False,
+    quantisation: Quantisation | None = None,
     bare: frozenset[str] = frozenset(),
 ) -> onnx.ModelProto:
     """Write the network.
@@ -55,13 +60,15 @@ def build(
         layout: "packed" or "padded".
         head: False for the encoder alone, whose one output is `encoded` A [T, H] or [B, S, H].
         gelu: "tanh" or "erf" instead of the checkpoint's own form.
-        fused: write a product and the layer norm after it as one node, `linear_skip_layer_norm` (see `fuses`).
+        fused: write a product and the layer norm after it as one node, `linear_skip_layer_norm` (see `fuses`); not
+            with a quantisation.
+        quantisation: which products are 8 bits wide; all else is in `precision`.
         bare: ops whose function body is left out, so that only a runtime with a plugin of that name can read them.
 
     Returns: a model that holds its weights.
     Raises: UserError where a weight is too large for float16.
     """
-    writer = _Writer(precision)
+    writer = _Writer(precision, quantisation)
     inputs = {"token_ids": ["T"], "segment_ids": ["T"], "position_ids": ["T"], "cu_seqlens": ["B+1"]}
     rows, sequences = ["T"], "cu_seqlens"
     if layout == "padded":
@@ -70,8 +77,7 @@ def build(
         _positions(writer)
     x = _embeddings(writer, tensors, config)
     for index in range(config.layers):
-        last = not head and index == config.layers - 1
-        output = "encoded" if last else ""
+        output = "encoded" if not head and index == config.layers - 1 else ""
         x = _layer(writer, tensors, config, index, x, sequences, layout, gelu or config.gelu, fused, output)
     if head:
         _span_head(writer, tensors, x)
@@ -79,7 +85,7 @@ def build(
     else:
         outputs = {"encoded": (writer.dtype, [*rows, config.hidden])}
     return writer.model(
-        f"{precision}, {layout}",
+        f"{quantisation.format if quantisation else precision}, {layout}",
         [helper.make_tensor_value_info(name, TensorProto.INT32, shape) for name, shape in inputs.items()],
         [helper.make_tensor_value_info(name, dtype, shape) for name, (dtype, shape) in outputs.items()],
         [writer.functions[op] for op in writer.functions if op not in bare],
@@ -108,7 +114,13 @@ def expected_nodes(config: BertConfig, gelu: str | None = None, *, fused: bool =
         "linear_gelu": config.layers if tanh else 0,
         "linear_skip_layer_norm": norms if fused else 0,
     }
-    return {op: counts[op] for op in plugins.OPS if counts[op]}
+    return {op: counts[op] for op in plugins.OPS if counts.get(op)}
+
+
+def count_nodes(model: onnx.ModelProto) -> dict[str, int]:
+    """Op -> how many nodes of it a written network has, in the order of `plugins.OPS`."""
+    found = Counter(node.op_type for node in model.graph.node if node.domain == plugins.DOMAIN)
+    return {op: found[op] for op in plugins.OPS if found[op]}
 
 
 def padded_head_size(config: BertConfig) -> int:
@@ -118,9 +130,10 @@ def padded_head_size(config: BertConfig) -> int:
 
 @dataclass
 class _Writer:
-    """Collects nodes and weights. A node's only output has the node's name unless another is given."""
+    """Collects nodes and weights. A node's first output has the node's name unless another is given."""
 
     precision: str
+    quantisation: Quantisation | None = None
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     weights: dict[str, onnx.TensorProto] = field(default_factory=dict)
     functions: dict[str, onnx.FunctionProto] = field(default_factory=dict)
@@ -131,17 +144,24 @@ class _Writer:
 
     def op(self, name: str, op: str, inputs: list[str], output: str = "", **attributes: Any) -> str:
         """A standard ONNX node; returns its output's name."""
-        self.nodes.append(helper.make_node(op, inputs, [output or name], name=name, **attributes))
+        outputs = [output or name, f"{name}/8"] if op in TWO_OUTPUTS else [output or name]
+        self.nodes.append(helper.make_node(op, inputs, outputs, name=name, **attributes))
         return output or name
 
     def retort(self, name: str, op: str, inputs: list[str], output: str = "", **attributes: Any) -> str:
         """A node of ours, with the function that says what it means. Every node of an op shares that function."""
         if op not in self.functions:
-            chosen = {key: value for key, value in attributes.items() if key in BODIES}
-            self.functions[op] = plugins.function(op, self.dtype, **chosen)
+            self.functions[op] = plugins.function(op, self.dtype, **attributes)
         # With a body present TensorRT takes the plugin only if the node names its namespace and version.
         attributes |= {"plugin_namespace": plugins.DOMAIN, "plugin_version": str(plugins.VERSION)}
         return self.op(name, op, inputs, output, domain=plugins.DOMAIN, **attributes)
+
+    def producer(self, name: str, op: str, inputs: list[str], product: str, output: str = "", **attributes: Any) -> str:
+        """A node whose result the named product multiplies: op, or `op`8 where that product is 8 bits wide."""
+        if self.quantisation is None or product not in self.quantisation:
+            return self.retort(name, op, inputs, output, **attributes)
+        eight = {"inverse_scale": self.quantisation.inverse(product), "format": self.quantisation.format}
+        return self.retort(name, f"{op}8", inputs, output, **attributes, **eight)
 
     def weight(self, name: str, array: np.ndarray, dtype: int | None = None) -> str:
         """An initializer, cast once from float32; `dtype` None is the precision's. Returns its name."""
@@ -187,7 +207,8 @@ def _embeddings(writer: _Writer, tensors: Tensors, config: BertConfig) -> str:
     tables = [writer.weight(name, tensors[name]) for name in _names("embeddings", "token", "position", "segment")]
     norm = _norm_weights(writer, tensors, "embeddings.norm")
     inputs = ["token_ids", "segment_ids", "position_ids", *tables, *norm]
-    return writer.retort("embeddings", "embed_layer_norm", inputs, epsilon=config.layer_norm_epsilon)
+    first, epsilon = "layers.0.attention.qkv", config.layer_norm_epsilon
+    return writer.producer("embeddings", "embed_layer_norm", inputs, first, epsilon=epsilon)
 
 
 def _layer(
@@ -205,32 +226,64 @@ def _layer(
         out = _pad_heads(out, size, pad, axis=0)
 
     qkv = _linear(writer, f"{here}/attention/qkv", f"{there}.attention.qkv", x, kernel, bias)  # rows+[3 N D]
-    context = writer.retort(
-        f"{here}/attention/context", "attention", [qkv, sequences],
+    context = writer.producer(
+        f"{here}/attention/context", "attention", [qkv, sequences], f"{there}.attention.out",
         num_heads=config.heads, scale=size**-0.5, layout=layout,
     )  # fmt: skip
-    x = _linear_skip_norm(writer, tensors, f"{here}/attention", f"{there}.attention", context, out, x, config, fused)
+    x = _linear_skip_norm(
+        writer, tensors, f"{here}/attention", f"{there}.attention", context, out, x, config, fused, f"{there}.ffn.in"
+    )  # fmt: skip
 
+    inner = _ffn_in(writer, tensors, here, there, x, gelu)  # rows+[I]
+    out, after = tensors[f"{there}.ffn.out.kernel"], f"layers.{index + 1}.attention.qkv"
+    return _linear_skip_norm(
+        writer, tensors, f"{here}/ffn", f"{there}.ffn", inner, out, x, config, fused, after, output
+    )  # fmt: skip
+
+
+def _ffn_in(writer: _Writer, tensors: Tensors, here: str, there: str, x: str, gelu: str) -> str:
+    """GELU(x W + b). The tanh form joins the product before it, unless that writes 16 bits and 8 are to come out."""
     kernel, bias = tensors[f"{there}.ffn.in.kernel"], tensors[f"{there}.ffn.in.bias"]
-    if gelu == "tanh":
-        inner = _linear(writer, f"{here}/ffn/in", f"{there}.ffn.in", x, kernel, bias, op="linear_gelu")  # rows+[I]
-    else:
-        inner = _linear(writer, f"{here}/ffn/in", f"{there}.ffn.in", x, kernel, bias)
-        inner = writer.retort(f"{here}/ffn/gelu", "gelu", [inner], approximate="none")
-    out = tensors[f"{there}.ffn.out.kernel"]
-    return _linear_skip_norm(writer, tensors, f"{here}/ffn", f"{there}.ffn", inner, out, x, config, fused, output)
+    eight = writer.quantisation or ()
+    joined = gelu == "tanh" and (f"{there}.ffn.in" in eight or f"{there}.ffn.out" not in eight)
+    if joined:
+        out = f"{there}.ffn.out" if f"{there}.ffn.out" in eight else ""
+        return _linear(writer, f"{here}/ffn/in", f"{there}.ffn.in", x, kernel, bias, "linear_gelu", out)
+    inner = _linear(writer, f"{here}/ffn/in", f"{there}.ffn.in", x, kernel, bias)
+    approximate = "tanh" if gelu == "tanh" else "none"
+    return writer.producer(f"{here}/ffn/gelu", "gelu", [inner], f"{there}.ffn.out", approximate=approximate)
 
 
-def _linear(writer, name, source, x, kernel, bias, op="linear") -> str:
-    """x W + b. Where the layer norm that follows adds the bias, in float32, b is one vector of zeros for all."""
+def _linear(writer: _Writer, name, source, x, kernel, bias, op="linear", out="") -> str:
+    """x W + b. Where the layer norm that follows adds the bias, in float32, b is one vector of zeros for all.
+
+    Of an 8-bit product x is the 8-bit output of the node that wrote it; out: the 8-bit product that multiplies the
+    result, if it is written in 8 bits.
+    """
     zeros = f"zeros.{kernel.shape[1]}"
-    weight = writer.weight(f"{source}.kernel", kernel)
     plus = writer.weight(zeros, np.zeros(kernel.shape[1])) if bias is None else writer.weight(f"{source}.bias", bias)
-    return writer.retort(name, op, [x, weight, plus])
+    eight = writer.quantisation
+    if eight is None or source not in eight:
+        return writer.retort(name, op, [x, writer.weight(f"{source}.kernel", kernel), plus])
+    # cuBLASLt writes no float8 where a weight has many scales.
+    channels = eight.channels and not (out and eight.format == "float8")
+    stored, scale = eight.stored(source, kernel, channels)
+    inputs = [
+        next(node for node in reversed(writer.nodes) if x in node.output).output[-1],
+        writer.weight(f"{source}.kernel.{eight.format}", stored, formats.ONNX[eight.format]),
+        plus,
+        writer.weight(f"{source}.scale", scale, TensorProto.FLOAT),
+    ]
+    if out:
+        inputs.append(writer.weight(f"{out}.inverse_scale", np.array([eight.inverse(out)]), TensorProto.FLOAT))
+    kind = {"linear": "linear8", "linear_gelu": "linear8_gelu8" if out else "linear8_gelu"}[op]
+    return writer.retort(name, kind, inputs, format=eight.format)
 
 
-def _linear_skip_norm(writer, tensors, here, source, inner, kernel, x, config, fused, output="") -> str:
-    """The layer norm of inner W + b + x, as one node or as two."""
+def _linear_skip_norm(
+    writer: _Writer, tensors, here, source, inner, kernel, x, config, fused, product, output=""
+) -> str:
+    """The layer norm of inner W + b + x, as one node or as two. product: the one that multiplies the result."""
     bias = writer.weight(f"{source}.out.bias", tensors[f"{source}.out.bias"])
     norm = _norm_weights(writer, tensors, f"{source}.norm")
     epsilon = {"epsilon": config.layer_norm_epsilon}
@@ -239,7 +292,7 @@ def _linear_skip_norm(writer, tensors, here, source, inner, kernel, x, config, f
         inputs = [inner, weight, bias, x, *norm]
         return writer.retort(f"{here}/norm", "linear_skip_layer_norm", inputs, output, **epsilon)
     update = _linear(writer, f"{here}/out", f"{source}.out", inner, kernel, None)
-    return writer.retort(f"{here}/norm", "skip_layer_norm", [update, x, bias, *norm], output, **epsilon)
+    return writer.producer(f"{here}/norm", "skip_layer_norm", [update, x, bias, *norm], product, output, **epsilon)
 
 
 def _norm_weights(writer: _Writer, tensors: Tensors, source: str) -> list[str]:

@@ -20,6 +20,7 @@ from export.first_difference import HEAD, Runner, Values, mark
 from serve.packed import ROWS, Packed, cut
 
 KERAS_TOKENS = 8192  # a forward pass, padding included
+ONNX_TOKENS, ONNX_WINDOWS = 768, 8  # a batch of an ONNX file: packed attention there is quadratic in its tokens
 ENDS = "layer_{}/ffn/norm"
 
 
@@ -116,6 +117,17 @@ class OnnxFile:
         inputs, mask = inputs_of(batch, self._layout)
         outputs = self._session.run(None, {name: array for name, array in inputs.items() if name in self._inputs})
         return [real(np.asarray(array), mask) for array in outputs]
+
+
+    def logits(self, features: Features, title: str) -> Logits:
+        """Start and end logits of every window of some features, in small batches."""
+        found: tuple[list, list] = ([], [])
+        groups = cut(features.length, ONNX_TOKENS, ONNX_WINDOWS)
+        for rows in tqdm(groups, title, unit="batch", leave=False, mininterval=1.0):
+            batch = Packed.windows(features, rows)
+            for side, array in zip(found, self.run(batch), strict=True):
+                side.extend(np.split(array, batch.cu_seqlens[1:-1]))
+        return found
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from export import runners
 from export.checkpoint import Checkpoint
 from export.comparison import Comparison, Questions, Tolerance, compare, table, worst
 from export.first_difference import ROUNDING, Runner, find
+from export.quantisation import FORMATS
 from serve import gpu
 from serve.manifest import MODEL
 from serve.packed import Packed
@@ -49,6 +50,7 @@ class Gate:
     architectures: tuple[int, ...] | None  # of the plan; None without one
     graph_is_whole: bool  # no function's body was left out of model.<precision>.onnx
     plan_runner: Callable[[Packed], Runner]  # of a plan with marked outputs, built when it is asked for outputs
+    estimate: Path | None = None  # an 8-bit engine's graph with float32 for all that is not 8 bits wide
 
     def run(self, say: Say) -> dict[str, Any]:
         """Compare; returns engine.json's "verified". Raises: GateError with the first layer that differs."""
@@ -67,12 +69,14 @@ class Gate:
                     inside=False,
                 ),
             )  # fmt: skip
+        if self.estimate is not None:
+            self._estimate(reference, report, say)
         if self.architectures is None:
             return report
         if reason := cannot_run(self.architectures):
             report["plan"] = f"not run: {reason}"
             say(f"gate: the plan itself was not run ({reason})")
-            if self.precision == "float16" and self.graph_is_whole:
+            if self.precision in ("float16", *FORMATS) and self.graph_is_whole:
                 self._half(reference, report, say)
             return report
         kept = ("why", *(item.name for item in fields(Comparison)))
@@ -99,8 +103,28 @@ class Gate:
                 report | {"failed": complaints, "first_difference": where},
             )
 
+    def _estimate(self, reference, report, say) -> None:
+        """What the 8-bit products do to the answers, by ONNX Runtime on the CPU: everywhere, before a plan is run."""
+        assert self.estimate is not None
+        file = runners.OnnxFile(self.estimate, self.layout)
+        ours = file.logits(self.questions.features, f"{self.precision} on the CPU")
+        result = compare(self.questions, ours, reference)
+        report[f"{self.precision}_on_cpu"] = asdict(result)
+        say(f"gate: {self.precision} products on ONNX Runtime, all else float32")
+        say(table(result, len(self.questions.dataset.examples), len(self.questions.features)))
+        if complaints := result.complaints(self.tolerances[self.precision]):
+            batch = Packed.windows(self.questions.features, worst(ours, reference, LOOKED_AT))
+            paths = (self.estimate, self.folder / MODEL)
+            eight, whole = (runners.onnx_runner(path, batch, self.layout) for path in paths)
+            where = find(self.estimate, eight, whole, ROUNDING[self.precision])
+            raise GateError(
+                f"{self.precision} products do not answer what the checkpoint answers: {'; '.join(complaints)}; "
+                f"{where}. A smaller --quantisation-error leaves more of them in float16",
+                report | {"failed": complaints, "first_difference": where},
+            )
+
     def _half(self, reference, report, say) -> None:
-        """The plan's float16 graph on ONNX Runtime's CPU: slow, but what overflows on a GPU overflows here."""
+        """The plan's graph with its float16 on ONNX Runtime's CPU: slow, but what overflows on a GPU overflows here."""
         features, model = self.questions.features, self.folder / MODEL
         rows = np.unique(np.linspace(0, len(features) - 1, HALF_WINDOWS).astype(int))
         file = runners.OnnxFile(self.graph, self.layout)
@@ -112,14 +136,15 @@ class Gate:
         index = int(np.argmax(np.nan_to_num(differences, nan=np.inf)))
         largest = differences[index]
         report["float16_on_cpu"] = {"windows": len(rows), "largest_logit_difference": largest}
-        say(f"gate: float16 graph on ONNX Runtime, {len(rows)} windows: largest logit difference {largest:.3g}")
-        if not largest <= self.tolerances["float16"].logit:
+        say(f"gate: {self.graph.name} on ONNX Runtime, {len(rows)} windows: largest logit difference {largest:.3g}")
+        if not largest <= self.tolerances[self.precision].logit:
             batch = Packed.windows(features, rows[index : index + 1])
             half, whole = (runners.onnx_runner(path, batch, self.layout) for path in (self.graph, model))
-            where = find(self.graph, half, whole, ROUNDING["float16"])
+            where = find(self.graph, half, whole, ROUNDING[self.precision])
             raise GateError(
                 f"{self.graph.name} does not compute what the checkpoint computes: a logit differs by {largest:.3g} "
-                f"(tolerance {self.tolerances['float16'].logit:g}); {where}. --precision bfloat16 has a wider range",
+                f"(tolerance {self.tolerances[self.precision].logit:g}); {where}. --precision bfloat16 has a wider "
+                "range",
                 report | {"failed": ["float16 graph"], "first_difference": where},
             )
 

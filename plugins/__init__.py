@@ -5,6 +5,7 @@ function's body, TensorRT takes the plugin where one is registered and the body 
 """
 
 import importlib
+import inspect
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,26 +27,37 @@ PLUGINS = {
     "gelu": "GELU, by erf or tanh",
     "linear": "matrix product with bias, and GELU where asked for; by cuBLASLt, for few tokens by a kernel of ours",
     "linear_skip_layer_norm": "matrix product, bias, residual and layer norm: in place of two of the others",
+    "linear8": "products of float8 (cuBLASLt) and int8 (a kernel of ours), for --precision float8 and int8",
 }
 # The operators and their folders. Two share one, because a function has one body per name in TensorRT's ONNX parser.
 OPS = {
     "embed_layer_norm": "embed_layer_norm",
+    "embed_layer_norm8": "embed_layer_norm",
     "attention": "attention",
+    "attention8": "attention",
     "skip_layer_norm": "skip_layer_norm",
+    "skip_layer_norm8": "skip_layer_norm",
     "gelu": "gelu",
+    "gelu8": "gelu",
     "linear": "linear",
     "linear_gelu": "linear",
     "linear_skip_layer_norm": "linear_skip_layer_norm",
+    "linear8": "linear8",
+    "linear8_gelu": "linear8",
+    "linear8_gelu8": "linear8",
 }
 
 
 def function(op: str, dtype: int, **attributes: Any) -> "onnx.FunctionProto":
     """The ONNX function of an operator for activations of an `onnx.TensorProto` dtype (`build` in its function.py).
 
-    An operator that is not its folder's namesake is built by `build_<op>` there.
+    An operator that is not its folder's namesake is built by `build_<op>` there. `build` takes those of the node's
+    attributes that choose a body.
     """
     module = importlib.import_module(f"plugins.{OPS[op]}.function")
-    return getattr(module, "build" if op == OPS[op] else f"build_{op}")(dtype, **attributes)
+    build = getattr(module, "build" if op == OPS[op] else f"build_{op}")
+    taken = set(inspect.signature(build).parameters)
+    return build(dtype, **{key: value for key, value in attributes.items() if key in taken})
 
 
 def plugin(op: str) -> "type[Plugin]":

@@ -28,7 +28,9 @@ from plugins.kernels import Kernel, KernelSet, write
 # Shared memory of a multiprocessor that one program may take, bytes (CUDA programming guide, table of capabilities).
 SHARED = {75: 64, 80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99, 121: 99}  # KiB
 OVERLAPPING = 90  # the first architecture with programmatic dependent launch
-SHORT = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "int32": "i32"}  # Triton's names of our dtypes
+SHORT = {  # Triton's names of our dtypes
+    "float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "int32": "i32", "float8": "fp8e4nv", "int8": "i8",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Sizes:
     ffn: int  # I
     layout: str  # packed | padded
     gelu: str  # none (erf) | tanh, as the op's attribute `approximate`
+    format: str = ""  # float8 | int8 of the numbers that some of the products multiply; "" where none does
 
 
 @dataclass(frozen=True)

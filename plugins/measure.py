@@ -53,10 +53,15 @@ def time_case(device: Device, op: str, case: Any, dtype: str, tuning: Mapping[st
     plugin = plugins.plugin(op)(case.attributes, legs.kernels(op, case, shapes, dtype, device.architecture, tuning))
     plugin.load()
     run = plugin.prepare(shapes, dtype)
-    result = int(np.prod(shapes["y"])) * legs.DTYPES[dtype].itemsize
-    size = result + sum(tensor.nbytes for tensor in given.values())
+    results = [
+        int(np.prod(shapes[name])) * legs.DTYPES[kind].itemsize for name, kind in legs.outputs(op, case, dtype).items()
+    ]
+    size = sum(results) + sum(tensor.nbytes for tensor in given.values())
     copies = [
-        ([*map(device.upload, given.values()), device.empty(result)], device.empty(plugin.workspace(shapes, dtype)))
+        (
+            [*map(device.upload, given.values()), *map(device.empty, results)],
+            device.empty(plugin.workspace(shapes, dtype)),
+        )
         for _ in range(min(MOST_COPIES, -(-COLD_BYTES // size)))
     ]
     rounds = -(-20 // len(copies))
@@ -76,8 +81,11 @@ def measure(op: str, moved: Moved, done: Done | None, tunings: Sequence[Mapping]
     """A row of results for every bench case, dtype and tuning, on the current GPU."""
     rows = []
     torch = peers.load()
+    eight = [f"{op}8"] if plugins.OPS.get(f"{op}8") == plugins.OPS[op] else []  # writes 8 bits, too: no sweep
+    ops = (op,) if len(tunings) > 1 else (op, *eight)
+    pairs = [(name, case) for name in ops for case in legs.cases(name, "BENCH_CASES")]
     with Device() as device:
-        for case in legs.part(op, "cases").BENCH_CASES:
+        for op, case in pairs:
             for dtype in dtypes:
                 for tuning in tunings:
                     taken, shapes = time_case(device, op, case, dtype, tuning)
@@ -91,7 +99,8 @@ def measure(op: str, moved: Moved, done: Done | None, tunings: Sequence[Mapping]
                         per_s = done(shapes, case) / p50 * 1e6
                         row |= {"tflop_per_s": f"{per_s / 1e12:.1f}"}
                         row |= {"percent_of_arithmetic": f"{100 * per_s / arithmetic(device):.1f}"}
-                    if torch and not tuning and dtype == "float16":  # numpy's bfloat16 is not torch's
+                    # numpy's bfloat16 and float8 are not torch's
+                    if torch and not tuning and dtype == "float16" and "format" not in case.attributes:
                         given = legs.inputs(op, case, dtype)
                         peer = peers.time_us(torch, op, case, given, COLD_BYTES, MOST_COPIES, SAMPLES)
                         row |= {"torch_p50_us": f"{peer:.2f}", "torch": torch.__version__} if peer else {}

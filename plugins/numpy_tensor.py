@@ -21,9 +21,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from plugins import formats
 from plugins.compile import SHORT, Variant
 from plugins.launch import Launch
 
+NAMES = {dtype: name for name, dtype in formats.DTYPES.items()}  # where numpy has another name than we do
 GUARD = 256  # bytes before and after each tensor; a multiple of 16, so that tensors stay aligned
 
 
@@ -76,7 +78,7 @@ class NumpyTensor:
     def __init__(self, array: np.ndarray | None) -> None:
         self.array: Any = array
 
-    dtype = property(lambda self: SHORT[self.array.dtype.name])
+    dtype = property(lambda self: SHORT[NAMES.get(self.array.dtype, self.array.dtype.name)])
     shape = property(lambda self: self.array.shape)
     device = "cpu"
 
@@ -111,8 +113,8 @@ class NumpyTensor:
 
 
 def _stored(dtype: np.dtype) -> Any:
-    """bfloat16 travels as uint16: numpy's file format does not know it."""
-    return np.uint16 if dtype == ml_dtypes.bfloat16 else dtype
+    """bfloat16 and float8 travel as unsigned integers: numpy's file format does not know them."""
+    return {np.dtype(ml_dtypes.bfloat16): np.uint16, formats.DTYPES["float8"]: np.uint8}.get(dtype, dtype)
 
 
 def _guarded(tensor: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -124,8 +126,8 @@ def _guarded(tensor: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return inner, buffer
 
 
-def _mend_bfloat16() -> None:
-    """Two faults of the interpreter of Triton 3.6 with bfloat16, which it keeps as uint16.
+def _mend_small_floats() -> None:
+    """Two faults of the interpreter of Triton 3.6 with bfloat16 and float8, which it keeps as integers.
 
     It rounds 1.999 to 1 instead of 2 (a mantissa that overflows is ORed into the exponent, not added): ml_dtypes does
     it instead. And tl.dot multiplies the bits as integers: it gets float32, which holds such products without loss.
@@ -133,13 +135,15 @@ def _mend_bfloat16() -> None:
     import triton.language as tl
     from triton.runtime import interpreter
 
-    known = {("fp32", "bf16"): (np.float32, ml_dtypes.bfloat16), ("bf16", "fp32"): (ml_dtypes.bfloat16, np.float32)}
+    small = {"bf16": ml_dtypes.bfloat16, "fp8e4nv": formats.DTYPES["float8"]}
+    known = {("fp32", name): (np.float32, dtype) for name, dtype in small.items()}
+    known |= {(name, "fp32"): (dtype, np.float32) for name, dtype in small.items()}
     original: Any = interpreter._convert_float
 
     def convert(data: np.ndarray, source: Any, target: Any, rounding: Any) -> np.ndarray:
         if (pair := known.get((str(source), str(target)))) is None:
             return original(data, source, target, rounding)
-        bits = np.uint16 if target.primitive_bitwidth == 16 else np.uint32
+        bits = {8: np.uint8, 16: np.uint16, 32: np.uint32}[target.primitive_bitwidth]
         return np.ascontiguousarray(data).view(pair[0]).astype(pair[1]).view(bits)
 
     interpreter._convert_float = convert
@@ -157,7 +161,7 @@ def _mend_bfloat16() -> None:
 
 
 def _main(folder: Path) -> None:
-    _mend_bfloat16()
+    _mend_small_floats()
     jobs = json.loads((folder / "jobs.json").read_text(encoding="utf-8"))
     after = {}
     with np.load(folder / "before.npz") as before:

@@ -54,36 +54,49 @@ class Engine:
                 raise RuntimeError(f"runtime: {self._log.errors}")
             self.context = self.engine.create_execution_context()
 
-    def run(self, device: Device, given: Mapping[str, np.ndarray], y: tuple[int, ...], dtype: str) -> list[np.ndarray]:
-        """y, of that shape, as float64: run eagerly, and replayed from a CUDA graph over poisoned memory."""
+    def run(
+        self, device: Device, given: Mapping[str, np.ndarray], shape: tuple[int, ...], kinds: Mapping[str, str]
+    ) -> list[Any]:
+        """The outputs (name -> dtype), of that shape, as float64: run eagerly, and replayed from a CUDA graph over
+        poisoned memory."""
         for name, tensor in given.items():
             self.context.set_input_shape(name, tensor.shape)
             self.context.set_tensor_address(name, device.upload(tensor))
-        size = int(np.prod(y)) * legs.DTYPES[dtype].itemsize
-        address = device.empty(size)
-        self.context.set_tensor_address("y", address)
+        size = {name: int(np.prod(shape)) * legs.DTYPES[kind].itemsize for name, kind in kinds.items()}
+        addresses = {name: device.empty(size[name]) for name in kinds}
+        for name, address in addresses.items():
+            self.context.set_tensor_address(name, address)
+
+        def found() -> Any:
+            arrays = [device.download(addresses[name], shape, legs.DTYPES[kind]) for name, kind in kinds.items()]
+            return legs.result([array.astype(np.float64) for array in arrays])
+
         self._execute(device)
-        results = [device.download(address, y, legs.DTYPES[dtype]).astype(np.float64)]
+        results = [found()]
         graph = device.capture(lambda: self._execute(device))
-        device.poison(address, size)
+        for name, address in addresses.items():
+            device.poison(address, size[name])
         graph.replay()
-        return [*results, device.download(address, y, legs.DTYPES[dtype]).astype(np.float64)]
+        return [*results, found()]
 
     def _execute(self, device: Device) -> None:
         if not self.context.execute_async_v3(device.stream) or self._log.errors:
             raise RuntimeError(f"engine: {self._log.errors}")
 
 
-def assert_engine_right(target: str, op: str, case: Any, dtype: str) -> None:
-    """Build, open and run an engine around the operator on the current GPU; both results are right."""
+def assert_engine_right(target: str, op: str, case: Any, dtype: str, **allowance: float) -> None:
+    """Build, open and run an engine around the operator on the current GPU; both results are right, by
+    `legs.assert_case_right` with this allowance."""
     trt = tensorrt_flavour.load(target)
     given = legs.inputs(op, case, dtype)
     shapes = legs.shapes(op, case, given)
     plan, layers = build(trt, op, case, dtype, [plugins.OPS[op]], axes=True)
     assert layers == 1
-    exact, plain = legs.exact(op, case, given), legs.plain(op, case, given, dtype)
     with Device() as device:
         kernels = legs.kernels(op, case, shapes, dtype, device.architecture)
         engine = Engine(trt, plan, [plugins.OPS[op]], kernels)
-        for result, how in zip(engine.run(device, given, shapes["y"], dtype), ("eager", "graph"), strict=True):
-            legs.assert_right(result, exact, plain, dtype, f"{op}, case {case.name!r}, {dtype}, {how}")
+        kinds = legs.outputs(op, case, dtype)
+        results = engine.run(device, given, shapes[next(iter(kinds))], kinds)
+        for result, how in zip(results, ("eager", "graph"), strict=True):
+            what = f"{op}, case {case.name!r}, {dtype}, {how}"
+            legs.assert_case_right(op, case, result, given, dtype, what, **allowance)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from plugins import plugin
 from plugins.launch import check, driver
 
 HEAD_START = 25e9  # bytes to set before a run: some milliseconds, in which the host gets ahead of the GPU
@@ -78,17 +79,22 @@ class Record:
 
 def moved(op: str, shapes: Shapes, dtype: str) -> float:
     """Bytes of all inputs and of y, each once; of tables the rows that are looked up."""
-    size, rows = BYTES[dtype], math.prod(shapes["y"][:-1])
+    size, rows, kinds = BYTES[dtype], math.prod(shapes["y"][:-1]), plugin(op).inputs | plugin(op).outputs
     return sum(
-        size * (rows * shape[-1] if name.endswith("_table") else math.prod(shape)) for name, shape in shapes.items()
+        (1 if kinds[name] == "Q" else size) * (rows * shape[-1] if name.endswith("_table") else math.prod(shape))
+        for name, shape in shapes.items()
     )
 
 
 def operations(op: str, shapes: Shapes, lengths: Sequence[int]) -> float:
-    """Multiplications and additions of an operator's products; those of the others are few."""
+    """Multiplications and additions of an operator's products; those of the others are few. An 8-bit product's count
+    half, because the GPU's rate is that of 16 bits.
+    """
+    if op.startswith("linear8"):
+        return 1.0 * math.prod(shapes["y"]) * shapes["weight"][1]
     if "weight" in shapes:
         return 2.0 * math.prod(shapes["y"]) * shapes["weight"][0]
-    if op == "attention":
+    if op in ("attention", "attention8"):
         return 4.0 * shapes["y"][-1] * sum(length * length for length in lengths)
     return 0.0
 

@@ -35,14 +35,15 @@ class Plugin:
     op          the operator's name; its folder's, except for a folder's second operator
     attributes  the node's attributes, each with a usual value, whose type (str, int, float) is the attribute's; a node
                 must carry them all
-    inputs      names and dtypes in order: "A" for the activations' (float16 or bfloat16), "float32", "int32"
-    output      dtype of the one output, called "y"
+    inputs      names and dtypes in order: "A" for the activations' (float16 or bfloat16), "float32", "int32", or "Q"
+                for what the attribute `format` says (float8 or int8)
+    outputs     the same of the outputs, all of one shape: usually one, called "y"
     """
 
     op: ClassVar[str]
     attributes: ClassVar[Mapping[str, str | int | float]] = {}
     inputs: ClassVar[Mapping[str, str]]
-    output: ClassVar[str] = "A"
+    outputs: ClassVar[Mapping[str, str]] = {"y": "A"}
 
     def __init__(self, values: Mapping[str, Any] | None = None, kernels: KernelSet | None = None) -> None:
         """values: the node's attributes. Raises ValueError for one that the operator does not have."""
@@ -51,12 +52,18 @@ class Plugin:
         self.values: dict[str, Any] = dict(self.attributes) | dict(values or {})
         self.kernels = kernels
 
+    def kinds(self) -> dict[str, str]:
+        """Name -> dtype of the inputs and outputs in order, "A" as it is: the plugin does not know it."""
+        return {
+            name: self.values["format"] if kind == "Q" else kind for name, kind in (self.inputs | self.outputs).items()
+        }
+
     def output_shape(self, shapes: Mapping[str, Sequence[Any]]) -> Sequence[Any]:
-        """Shape of y from the inputs' shapes; axes may be unknown yet: they add, multiply and floor-divide."""
+        """Shape of the outputs from the inputs' shapes; unknown axes add, multiply and floor-divide."""
         raise NotImplementedError
 
     def launches(self, shapes: Mapping[str, tuple[int, ...]], dtype: str, kernels: Mapping[str, Any]) -> list[Launch]:
-        """What to launch for known shapes of inputs and "y". kernels[name].constants are those compiled in."""
+        """What to launch for known shapes of inputs and outputs. kernels[name].constants are those compiled in."""
         raise NotImplementedError
 
     def workspace(self, shapes: Mapping[str, tuple[int, ...]], dtype: str) -> int:
@@ -72,7 +79,7 @@ class Plugin:
         """A call that runs the operator for these shapes. Overridden by an operator that launches no kernel of ours."""
         if self.kernels is None:
             raise ValueError(f"{self.op} was registered without kernels, which is for building, not for running")
-        names = [*self.inputs, "y", "workspace"]
+        names = [*self.inputs, *self.outputs, "workspace"]
         ready = [Prepared(self.kernels, launch, names) for launch in self.launches(shapes, dtype, self.kernels)]
 
         def run(stream: int, addresses: Sequence[int], workspace: int) -> None:
@@ -147,8 +154,8 @@ def _creator_class(trt: Any, kind: type[Plugin]) -> type:
 def _bound_class(trt: Any, kind: type[Plugin]) -> type:
     dtype_of = dtype_names(trt)
     bases = (trt.IPluginV3, trt.IPluginV3OneCore, trt.IPluginV3OneBuild, trt.IPluginV3OneRuntime)
-    wanted = [*kind.inputs.values(), kind.output]
-    first = wanted.index("A")  # the tensor whose dtype is the activations'
+    names = [*kind.inputs, *kind.outputs]
+    first = [*kind.inputs.values()].index("A")  # the tensor whose dtype is the activations'
 
     class Bound(*bases):  # type: ignore[misc]
         """TensorRT's side of a plugin. Of an exception in here TensorRT says only that there was one: it is logged."""
@@ -158,7 +165,8 @@ def _bound_class(trt: Any, kind: type[Plugin]) -> type:
                 base.__init__(self)
             self.plugin = plugin
             self.fields = Fields(trt, plugin.values)
-            self.num_outputs = 1
+            self.num_outputs = len(kind.outputs)
+            self.wanted = list(plugin.kinds().values())
             self.plugin_name, self.plugin_version, self.plugin_namespace = kind.op, str(VERSION), DOMAIN
             self.in_context = False
             self.shapes: tuple = ()
@@ -175,21 +183,25 @@ def _bound_class(trt: Any, kind: type[Plugin]) -> type:
 
         # Building: types and shapes.
         def get_output_data_types(self, types: Any) -> list:
-            return [types[first] if kind.output == "A" else next(t for t, n in dtype_of.items() if n == kind.output)]
+            found = self.wanted[len(kind.inputs) :]
+            known = {name: kind for kind, name in dtype_of.items()} | {"A": types[first]}
+            return [known[name] for name in found]
 
         def get_output_shapes(self, inputs: Any, _: Any, builder: Any) -> list:
             axes = [[Axis(trt, builder, shape[i]) for i in range(len(shape))] for shape in inputs]
             shape = self.plugin.output_shape(dict(zip(kind.inputs, axes, strict=True)))
-            dims = trt.DimsExprs(len(shape))
-            for i, axis in enumerate(shape):
-                dims[i] = axis.expression if isinstance(axis, Axis) else builder.constant(axis)
-            return [dims]
+            found = [trt.DimsExprs(len(shape)) for _ in kind.outputs]
+            for dims in found:
+                for i, axis in enumerate(shape):
+                    dims[i] = axis.expression if isinstance(axis, Axis) else builder.constant(axis)
+            return found
 
         def supports_format_combination(self, at: int, tensors: Any, _: int) -> bool:
             desc = tensors[at].desc
             name = dtype_of.get(desc.type)
-            fits = name == wanted[at] if wanted[at] != "A" else name in ACTIVATIONS
-            same = wanted[at] != "A" or at <= first or desc.type == tensors[first].desc.type
+            wanted = self.wanted[at]
+            fits = name == wanted if wanted != "A" else name in ACTIVATIONS
+            same = wanted != "A" or at <= first or desc.type == tensors[first].desc.type
             return desc.format == trt.TensorFormat.LINEAR and fits and same
 
         def configure_plugin(self, inputs: Any, outputs: Any) -> None:
@@ -198,7 +210,7 @@ def _bound_class(trt: Any, kind: type[Plugin]) -> type:
         def get_workspace_size(self, inputs: Any, outputs: Any) -> int:
             largest = [tuple(tensor.max) for tensor in [*inputs, *outputs]]
             dtype = dtype_of[[*inputs, *outputs][first].desc.type]
-            return self.plugin.workspace(dict(zip([*kind.inputs, "y"], largest, strict=True)), dtype)
+            return self.plugin.workspace(dict(zip(names, largest, strict=True)), dtype)
 
         def get_valid_tactics(self) -> list:
             return []
@@ -225,9 +237,7 @@ def _bound_class(trt: Any, kind: type[Plugin]) -> type:
                 if len(self.ready) >= REMEMBERED:
                     self.ready.pop(next(iter(self.ready)))
                 dtype, *shapes = self.shapes
-                self.ready[self.shapes] = self.plugin.prepare(
-                    dict(zip([*kind.inputs, "y"], shapes, strict=True)), dtype
-                )
+                self.ready[self.shapes] = self.plugin.prepare(dict(zip(names, shapes, strict=True)), dtype)
             return self.ready[self.shapes]
 
         def enqueue(self, _: Any, __: Any, inputs: Any, outputs: Any, workspace: int, stream: int) -> None:

@@ -31,7 +31,10 @@ class Axis:
 @functools.cache
 def dtype_names(trt: Any) -> dict[Any, str]:
     types = trt.DataType
-    return {types.HALF: "float16", types.BF16: "bfloat16", types.FLOAT: "float32", types.INT32: "int32"}
+    return {
+        types.HALF: "float16", types.BF16: "bfloat16", types.FLOAT: "float32", types.INT32: "int32",
+        types.FP8: "float8", types.INT8: "int8",
+    }  # fmt: skip
 
 
 class Fields:

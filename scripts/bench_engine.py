@@ -27,17 +27,19 @@ import numpy as np
 from configs import command
 from configs.errors import UsageError, UserError
 from configs.options import setting
+from export.quantisation import BASE, FORMATS
 from model.config import NAMED
 from plugins import tensorrt_flavour
 from plugins.device import Device
 from scripts import bench_engine_torch as peers
-from scripts.bench_engine_plans import ALL, Encoder, Shape, Variant, worst_error
+from scripts.bench_engine_plans import ALL, ALL8, Encoder, Shape, Variant, worst_error
 from scripts.bench_engine_timer import Entrant, take_turns
 
-WRONG = {"float16": 2e-2, "bfloat16": 1e-1}  # an error of a token's vector beyond which a row is wrong; usual: 3e-3
+# An error of a token's vector beyond which a row is wrong; usual: 3e-3, and 0.1 to 0.2 in 8 bits on random weights.
+WRONG = {"float16": 2e-2, "bfloat16": 1e-1, "float8": 5e-1, "int8": 5e-1}
 # ms on an H200 that TensorRT without plugins needed; a slower one here would flatter us, so it does not count.
 COUNTS = {("bert-base", Shape(32, 128)): 2.5, ("bert-base", Shape(32, 384)): 8.0}
-PARTS = ("goal", "plugins", "more")
+PARTS = ("goal", "eight", "plugins", "more")
 TIMING = "2 ms of replays a turn, entrants in random order"
 COLUMNS = (
     "started", "size", "precision", "shape", "variant", "gelu", "p20_ms", "p50_ms", "p80_ms", "samples", "replays",
@@ -52,14 +54,19 @@ class BenchConfig:
     Example:
 
       python -m scripts.bench_engine --out results/engine.csv --minutes 6
+      python -m scripts.bench_engine --precision float8 --parts eight --peers none --sizes bert-base minilm-l6
     """
 
     out: str = setting("results/engine.csv", help="CSV to add to")
     sizes: tuple[str, ...] = setting(("bert-base", "minilm-l6"), help="sizes by name")
     shapes: tuple[str, ...] = setting(("32x128", "32x384", "1x128", "8x128"), help="batch x length, the first two more")
-    parts: tuple[str, ...] = setting(PARTS, help="goal: ours, none, torch; plugins: each left out; more: the rest")
+    parts: tuple[str, ...] = setting(
+        PARTS, help="goal: ours, none, torch; eight: ours in 16 and 8 bits; plugins: each one left out; more: the rest"
+    )
     leave_out: tuple[str, ...] = setting((), help="entrants that are not timed: torch.compile@erf")
-    precision: str = setting("float16", choices=("float16", "bfloat16"), help="of activations and products")
+    precision: str = setting(
+        "float16", choices=("float16", "bfloat16", *FORMATS), help="float8, int8: all products, beside float16"
+    )
     peers: str = setting("torch", choices=("torch", "none"), help="what else is timed; torch must be installed for it")
     target: str = setting("tensorrt_rtx", choices=tensorrt_flavour.TARGETS, help="which TensorRT")
     parser: str = setting("", help="version of the ONNX parser where it differs from TensorRT's; a parser tells none")
@@ -88,13 +95,20 @@ def schedule(config: BenchConfig, shapes: list[Shape]) -> Iterator[Group]:
     compiled, autotuned, eager = peers.MODES
     others = ((compiled, "erf"), (compiled, "tanh"), (autotuned, "erf"), (eager, "erf")) * (config.peers == "torch")
     ours = {gelu: Variant(PACKED, gelu, "packed", ALL) for gelu in ("erf", "tanh")}
+    eight: tuple[Variant, ...] = ()
+    if config.precision in FORMATS:
+        name = f"{PACKED}, {config.precision}"
+        eight = tuple(Variant(name, gelu, "packed", ALL8, format=config.precision) for gelu in ("erf", "tanh"))
     none = {gelu: Variant(NONE, gelu, mask=False) for gelu in ("erf", "tanh")}
     bare = {gelu: Variant(BARE, gelu, mask=False, casts=False) for gelu in ("erf", "tanh")}
     unfixed = Variant(OPEN, "tanh", mask=False, open=True)
     for size in config.sizes if "goal" in config.parts else ():
         for shape in shapes:
             plain = (*none.values(), unfixed) if shape in shapes[:2] else tuple(none.values())
-            yield Group(size, shape, (*ours.values(), *plain, *others[:2]))
+            yield Group(size, shape, (*ours.values(), *eight, *plain, *others[:2]))
+    for size in config.sizes if "eight" in config.parts and eight and "goal" not in config.parts else ():
+        for shape in shapes:
+            yield Group(size, shape, (*ours.values(), *eight))
     left_out = [
         Variant(f"without {name}", plugins=tuple(other for other in ALL if other != name), layout="padded")
         for name in ALL
@@ -120,6 +134,7 @@ class Bench:
         self.left_out: list[str] = []
         self._encoders: dict[str, Encoder] = {}
         self._peers: dict[str, peers.Peers] = {}
+        self._base = BASE if config.precision in FORMATS else config.precision
         now = datetime.datetime.now()
         version = f"{config.target} {tensorrt_flavour.version(trt)}"
         self._same = {
@@ -154,7 +169,9 @@ class Bench:
                 print(f"{' '.join(row.values())}: {rows[-1]['verdict']}", flush=True)
                 continue
             error = worst_error(entrant.output, reference)
-            right = "right" if error <= WRONG[self.config.precision] else "wrong"
+            precision = (variant.format if isinstance(variant, Variant) else "") or self._base
+            row["precision"] = precision
+            right = "right" if error <= WRONG[precision] else "wrong"
             rows.append(row | {"worst_error": f"{error:.2e}", "verdict": right})
             entrants.append((rows[-1], entrant))
             print(f"{' '.join(row.values())}: {right}, {time.monotonic() - begin:.1f} s", flush=True)
@@ -169,18 +186,18 @@ class Bench:
             p20, p50, p80 = np.percentile(times, (20, 50, 80))
             row |= {"p20_ms": f"{p20:.4f}", "p50_ms": f"{p50:.4f}", "p80_ms": f"{p80:.4f}", "samples": times.size}
             row |= {"replays": replays, "spread_percent": f"{100 * (medians.max() - medians.min()) / p50:.1f}"}
-        append(Path(self.config.out), [row | self._same for row in rows])
+        append(Path(self.config.out), [self._same | row for row in rows])
         self.rows += rows
 
     def _of(self, size: str) -> Encoder:
         if size not in self._encoders:
-            self._encoders[size] = Encoder(NAMED[size], self.config.precision, self.shapes)
+            self._encoders[size] = Encoder(NAMED[size], self._base, self.shapes)
         return self._encoders[size]
 
     def _torch(self, size: str) -> peers.Peers:
         if size not in self._peers:
             tensors = self._of(size).tensors
-            self._peers[size] = peers.Peers(self.torch, tensors, NAMED[size], self.config.precision)
+            self._peers[size] = peers.Peers(self.torch, tensors, NAMED[size], self._base)
         return self._peers[size]
 
 

@@ -14,16 +14,19 @@ import onnx
 from onnx import helper, numpy_helper
 
 import plugins
-from export import engine, files, graph
+from export import engine, files, graph, ranges
+from export.quantisation import Quantisation
 from model.config import BertConfig
 from model.weights import expected_shapes
 from plugins import compile as compiler
-from plugins import registration, tensorrt_flavour
+from plugins import formats, registration, tensorrt_flavour
 from plugins.device import Device
 from scripts.bench_engine_timer import Entrant
 from serve.manifest import Profile, Range
 
-ALL = tuple(plugins.PLUGINS)
+ALL = tuple(name for name in plugins.PLUGINS if name != "linear8")
+ALL8 = tuple(plugins.PLUGINS)  # of an 8-bit variant
+HEADROOM = 1.25  # of its scales, over the largest numbers of the smallest shape
 PADDED = ("token_ids", "segment_ids", "padding_mask")
 # What of attention's body goes when there is no mask: a value, and the one that takes its place.
 UNMASKED = {"visible_scores": "scores32", "v": "v_all"}
@@ -51,6 +54,7 @@ class Variant:
     mask: bool = True
     casts: bool = True  # False: statistics, softmax and GELU are not float32 in the graph; TensorRT decides
     open: bool = False  # without plugins: one plan for all shapes, as those with all plugins are
+    format: str = ""  # float8 or int8 of all products, which no plan without plugins has
 
 
 def weights(config: BertConfig, seed: int = 0) -> graph.Tensors:
@@ -148,25 +152,35 @@ class Encoder:
         self._references: dict[tuple[str, Shape], np.ndarray] = {}
         self._sessions: dict[str, Any] = {}
         self._engines: dict[Variant, Any] = {}
+        self._scales: dict[str, dict[str, float]] = {}
 
     def model(self, variant: Variant, precision: str) -> onnx.ModelProto:
         """The network, its axes open; all bodies are there."""
         model = graph.build(
             self.tensors, self.config, precision=precision, layout=variant.layout, head=False, gelu=variant.gelu,
-            fused=graph.fuses(variant.plugins),
+            fused=graph.fuses(variant.plugins) and not variant.format,
+            quantisation=self.quantisation(variant) if variant.format else None,
         )  # fmt: skip
         model = model if variant.mask else without_mask(model)
         return model if variant.casts else without_casts(model, graph.DTYPES[precision])
 
+    def quantisation(self, variant: Variant) -> Quantisation:
+        """All products, with scales from the largest numbers of the smallest shape, as ONNX Runtime computes it."""
+        if variant.gelu not in self._scales:
+            model = self.model(Variant("ranges", variant.gelu), "float32")
+            sources = ranges.mark(model)
+            session = _session(model)
+            shape = min(self.shapes, key=lambda shape: shape.batch * shape.length)
+            arrays = session.run([*sources.values()], inputs(self.config, shape, "padded"))
+            most = [float(np.abs(array).max()) * HEADROOM for array in arrays]
+            self._scales[variant.gelu] = dict(zip(sources, most, strict=True))
+        scales = {name: most / formats.MOST[variant.format] for name, most in self._scales[variant.gelu].items()}
+        return Quantisation(variant.format, scales, channels=variant.format == "int8")
+
     def reference(self, gelu: str, shape: Shape) -> np.ndarray:
         """float32 [B * S, H]."""
-        import onnxruntime as ort
-
         if gelu not in self._sessions:
-            options = ort.SessionOptions()
-            options.log_severity_level = 3  # errors
-            source = self.model(Variant("reference", gelu), "float32").SerializeToString()
-            self._sessions[gelu] = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+            self._sessions[gelu] = _session(self.model(Variant("reference", gelu), "float32"))
         if (gelu, shape) not in self._references:
             (found,) = self._sessions[gelu].run(None, inputs(self.config, shape, "padded"))
             self._references[gelu, shape] = found.reshape(-1, self.config.hidden)
@@ -175,12 +189,12 @@ class Encoder:
     def build(self, trt: Any, variant: Variant, shape: Shape | None, arch: int) -> tuple[bytes, dict[str, int]]:
         """(plan, op -> plugin layers) for one shape, or for all shapes of the run. Raises: UserError."""
         model = self.model(variant, self.precision)
+        expected = graph.count_nodes(model)
         shapes = self.shapes if shape is None else [shape]
         with tempfile.TemporaryDirectory() as folder:
             source, out = Path(folder) / "model.onnx", Path(folder) / "model.plan"
             files.save(model if shape is None else fix(model, shape), source)
             plan = engine.Plan(variant.plugins, (arch,), profile(variant.layout, shapes))
-            expected = graph.expected_nodes(self.config, variant.gelu, fused=graph.fuses(variant.plugins))
             layers = engine.build(trt, source, out, plan, expected)
             return out.read_bytes(), layers
 
@@ -189,7 +203,7 @@ class Encoder:
         config = self.config
         sizes = compiler.Sizes(
             config.hidden, config.heads, graph.padded_head_size(config), config.ffn, variant.layout,
-            "none" if variant.gelu == "erf" else "tanh",
+            "none" if variant.gelu == "erf" else "tanh", variant.format,
         )  # fmt: skip
         return compiler.compile_set(compiler.needed(sizes, self.precision, variant.plugins), arch)
 
@@ -198,7 +212,7 @@ class Encoder:
         kernels = self.kernels(variant, device.architecture) if variant.plugins else None
         opened = self._engines.get(variant)
         if opened is None:
-            whole = variant.plugins == ALL or variant.open
+            whole = set(ALL) <= set(variant.plugins) or variant.open
             plan, _ = self.build(trt, variant, None if whole else shape, device.architecture)
             opened = Opened(trt, plan, variant.plugins, kernels)
             if whole:
@@ -207,6 +221,15 @@ class Encoder:
         if not variant.mask:
             del given["padding_mask"]
         return opened.entrant(device, given, (shape.batch * shape.length, self.config.hidden), self.dtype)
+
+
+def _session(model: onnx.ModelProto) -> Any:
+    """ONNX Runtime on the CPU."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 3  # errors
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 class Opened:

@@ -9,16 +9,18 @@ import onnxruntime as ort
 import pytest
 from bench_engine_kit import FakeContext, Gpu, fake_trt
 
+import plugins
 from configs.errors import UsageError, UserError
 from model.config import BertConfig
-from plugins import PLUGINS, tensorrt_flavour
+from plugins import tensorrt_flavour
 from scripts import bench_engine, bench_engine_plans, bench_engine_timer
-from scripts.bench_engine_plans import ALL, Encoder, Opened, Shape, Variant
+from scripts.bench_engine_plans import ALL, ALL8, Encoder, Opened, Shape, Variant
 from scripts.bench_engine_timer import Entrant
 
 SIZES = BertConfig(vocabulary=50, hidden=64, layers=2, heads=2, ffn=96, positions=32)
 SHAPES = [Shape(2, 16), Shape(3, 8)]
 PACKED, MASKED = Variant("ours", layout="packed", plugins=ALL), Variant("mask")
+EIGHT = [Variant(name, layout="packed", plugins=ALL8, format=name) for name in ("float8", "int8")]
 PLAIN = [Variant("none", mask=False), Variant("bare", mask=False, casts=False)]
 
 
@@ -47,6 +49,17 @@ def test_every_network_computes_the_reference_in_float32_and_about_in_float16(en
             error = bench_engine_plans.worst_error(found.astype(np.float32), encoder.reference(gelu, shape))
             assert error < bound
             assert precision == "float32" or error > 1e-5
+
+
+@pytest.mark.parametrize("eight", EIGHT, ids=lambda variant: variant.name)
+@pytest.mark.parametrize("gelu", ["erf", "tanh"])
+def test_8_bit_products_compute_the_reference_roughly(encoder, eight, gelu):
+    eight = Variant(eight.name, gelu, "packed", ALL8, format=eight.format)
+    for shape in SHAPES:
+        given = bench_engine_plans.inputs(SIZES, shape, "packed")
+        found = compute(bench_engine_plans.fix(encoder.model(eight, "float16"), shape), given)
+        error = bench_engine_plans.worst_error(found.astype(np.float32), encoder.reference(gelu, shape))
+        assert 5e-3 < error < bench_engine.WRONG[eight.format] / 2
 
 
 def test_the_baseline_has_no_mask_and_if_told_no_casts(encoder):
@@ -81,14 +94,23 @@ def test_plans_are_built_with_exactly_the_plugins_of_a_variant(encoder):
     some = ("attention", "gelu")
     for variant, shape, layers in (
         (PACKED, None, {"embed_layer_norm": 1, "attention": 2, "gelu": 2, "linear": 4, "linear_skip_layer_norm": 4}),
+        (EIGHT[0], None, {"embed_layer_norm8": 1, "attention8": 2, "skip_layer_norm": 1, "skip_layer_norm8": 3,
+                          "gelu8": 2, "linear8": 8}),
         (Variant("some", plugins=some), SHAPES[0], {"attention": 2, "gelu": 2}),
         *((variant, SHAPES[0], {}) for variant in PLAIN),
     ):
-        plan, found = encoder.build(trt, variant, shape, 80)
+        plan, found = encoder.build(trt, variant, shape, 89)
         assert len(plan) > 10000
         assert found == layers
     names = [kernel.split("-")[0] for kernel in encoder.kernels(Variant("some", plugins=some), 80)]
     assert set(names) == set(some)
+    # Every kernel that a plan's nodes ask for by name is among those that are compiled for it.
+    for variant in (*EIGHT, *(Variant(v.name, "tanh", "packed", ALL8, format=v.format) for v in EIGHT)):
+        made = encoder.kernels(variant, 89)
+        model = encoder.model(variant, "float16")
+        for node in model.graph.node:
+            if (plugin := plugins.plugin(node.op_type)({})).values.get("format") and "linear" not in node.op_type:
+                assert any(name.startswith(plugins.OPS[plugin.op]) and name.endswith(variant.format) for name in made)
 
 
 def test_profiles_reach_from_the_smallest_to_the_largest_shape():
@@ -175,7 +197,7 @@ def test_a_run_times_everything_in_order_and_says_how_many_times_faster(bench, c
         "3x8"
     ] * 4
     assert {row["verdict"] for row in rows} == {"right"}
-    left_out = {f"without {name}" for name in PLUGINS if name != "skip_layer_norm"}
+    left_out = {f"without {name}" for name in ALL if name != "skip_layer_norm"}
     assert {row["variant"] for row in rows} >= left_out | {"no plugins, mask"}
     assert {float(row["p50_ms"]) for row in rows if "no plugins" in row["variant"]} == {4.0}
     times = result["metrics"]["tiny 2x16"]["all plugins, packed, tanh"]
@@ -187,6 +209,13 @@ def test_a_run_times_everything_in_order_and_says_how_many_times_faster(bench, c
     printed = capsys.readouterr().out
     assert "without attention, erf" in printed
     assert "2.00 x" in printed
+
+
+def test_8_bits_are_timed_beside_16_in_one_command(bench):
+    _, rows, opened = bench(precision="float8", parts=("eight",), shapes=("2x16",))
+    assert [row["precision"] for row in rows] == ["float16", "float16", "float8", "float8"]
+    assert {row["verdict"] for row in rows} == {"right"}
+    assert ("all plugins, packed, float8", "tanh", "None") in opened
 
 
 def test_what_is_wrong_or_fails_is_a_row_that_says_so_and_an_error_after_all_the_others(bench, capsys):

@@ -37,7 +37,9 @@ def test_a_kernel_compiles_without_a_gpu_for_old_and_new(arch):
     kernel = compiler.compile_kernel(VARIANT, arch)
     assert kernel.cubin[:4] == b"\x7fELF"
     assert (kernel.entry, kernel.arch, kernel.hidden) == ("gelu_kernel", arch, 2)
-    assert (kernel.signature, kernel.aligned, kernel.constants["BLOCK"]) == (("*fp16", "i32", "*fp16"), (0, 2), 2048)
+    assert (kernel.signature, kernel.aligned, kernel.constants["BLOCK"]) == (
+        ("*fp16", "i32", "*fp16", "fp32"), (0, 2), 2048,
+    )  # fmt: skip
     assert str(ROOT).encode() not in kernel.cubin
 
 

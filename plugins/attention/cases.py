@@ -17,6 +17,8 @@ class Case:
     tail: int = 0  # packed: tokens after the last sequence
     padded_to: int = 0  # S
     holes: bool = False  # padded: every third token is dark, and a whole block of the first row
+    format: str = ""  # of y, where it is not qkv's
+    inverse_scale: float = 100.0
 
     @property
     def layout(self) -> str:
@@ -25,7 +27,8 @@ class Case:
     @property
     def attributes(self) -> dict:
         """What the node carries: scale is that of the head size, as if it had no padding."""
-        return {"num_heads": self.heads, "scale": self.head_size**-0.5, "layout": self.layout}
+        own = {"num_heads": self.heads, "scale": self.head_size**-0.5, "layout": self.layout}
+        return own | {"inverse_scale": self.inverse_scale, "format": self.format} if self.format else own
 
 
 CASES = [
@@ -46,6 +49,9 @@ CASES = [
     Case("padded", "lengths of all kinds, one row full", 2, 32, (70, 1, 64, 33), padded_to=70),
     Case("padded, nothing seen", "a row of padding alone", 1, 16, (0, 9), padded_to=20),
     Case("padded, holes", "a mask need not be a prefix", 2, 16, (150, 3, 90), padded_to=150, holes=True),
+    Case("float8", "a tail, and heads that are no power of 2", 3, 40, (70, 9), tail=5, format="float8"),
+    Case("float8 padded", "some lie beyond 448", 2, 32, (70, 1), padded_to=70, format="float8", inverse_scale=300.0),
+    Case("int8", "whole numbers", 2, 32, (3, 65, 1), format="int8", inverse_scale=30.0),
 ]  # fmt: skip
 
 BENCH_CASES = [

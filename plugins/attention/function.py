@@ -7,7 +7,7 @@ keys whatever the sequences are: right everywhere, and nothing to be fast with.
 import onnx
 from onnx import TensorProto, helper
 
-from plugins import DOMAIN
+from plugins import DOMAIN, formats
 
 _DARK = -1e9  # added to float32 scores that must not count: exp() of it is 0, and it is finite where all are dark
 
@@ -24,6 +24,19 @@ def build(dtype: int, *, layout: str = "packed") -> onnx.FunctionProto:
     num_heads and scale are attributes of the node. scale is put on q before the product, which keeps float16 scores
     away from 65504.
     """
+    return _function("attention", dtype, layout, [], [])
+
+
+def build_attention8(dtype: int, *, layout: str = "packed", format: str = "float8") -> onnx.FunctionProto:
+    """The same, then context * inverse_scale in "float8" or "int8"; packed, what lies in the tail is 0."""
+    after = [_node("Cast", "context", "context32", to=TensorProto.FLOAT), formats.attribute("inverse_scale")]
+    after += formats.nodes("context32", "inverse_scale", "context8", format)
+    return _function("attention8", dtype, layout, after, ["inverse_scale", "format"])
+
+
+def _function(
+    name: str, dtype: int, layout: str, after: list[onnx.NodeProto], attributes: list[str]
+) -> onnx.FunctionProto:
     if layout not in ("packed", "padded"):
         raise ValueError(f"layout is packed or padded, not {layout!r}")
     where = "cu_seqlens" if layout == "packed" else "padding_mask"
@@ -41,8 +54,9 @@ def build(dtype: int, *, layout: str = "packed") -> onnx.FunctionProto:
         _node("Reshape", "context_split joined_shape", "context"),
     ]
     return helper.make_function(
-        DOMAIN, "attention", ["qkv", where], ["context"], nodes, [helper.make_opsetid("", 20)],
-        attributes=["num_heads", "scale", "layout", "plugin_namespace", "plugin_version"],
+        DOMAIN, name, ["qkv", where], ["context8" if after else "context"], nodes + after,
+        [helper.make_opsetid("", 20)],
+        attributes=["num_heads", "scale", "layout", *attributes, "plugin_namespace", "plugin_version"],
     )  # fmt: skip
 
 

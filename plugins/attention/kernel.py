@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from plugins import formats
 from plugins.compile import SHORT, Sizes, Variant
 
 _LOWEST = tl.constexpr(-3.0e38)  # below any score, and finite: the difference of two of them is 0, not NaN
@@ -21,10 +22,11 @@ QUERIES = 64  # of a program: what 4 warps' matrix instructions of 9.0 take at o
 def attention_kernel(
     qkv,  # A [T, 3, HEADS, HEAD_SIZE], T = tokens of all sequences, or B * S
     where,  # int32: cu_seqlens [B + 1], or padding_mask [B, S]
-    y,  # A [T, HEADS, HEAD_SIZE]
+    y,  # A, float8 or int8 [T, HEADS, HEAD_SIZE]
     sequences,  # B
     length,  # packed: T; padded: S
     scale,  # float32 above 0: the node's scale times log2(e), since exp2 is what the hardware has
+    inverse_scale,  # float32; of an 8-bit y alone
     HEADS: tl.constexpr,
     HEAD_SIZE: tl.constexpr,  # a multiple of 8
     PACKED: tl.constexpr,
@@ -33,6 +35,8 @@ def attention_kernel(
     BLOCK_N: tl.constexpr,
     LOOK: tl.constexpr,  # numbers of `where` read at once
     PDL: tl.constexpr,  # overlap with the kernels before and after
+    MOST: tl.constexpr,  # the largest number of an 8-bit y; 0 where y is A
+    WHOLE: tl.constexpr,  # whether y has whole numbers alone
 ):
     """Grid: (HEADS, T // BLOCK_M + B + 1) packed, (HEADS, B * ceil(S / BLOCK_M)) padded. It follows from sizes alone,
     so that a captured launch stays right when the lengths in `where` change."""
@@ -83,6 +87,10 @@ def attention_kernel(
         mixed = mixed / tl.where(total > 0, total, 1.0)[:, None]  # no key seen: zeros stay zeros
         out = y + start.to(tl.int64) * (HEADS * HEAD_SIZE) + head * HEAD_SIZE
         out += row[:, None] * (HEADS * HEAD_SIZE) + column[None, :]
+        if MOST:
+            mixed = tl.clamp(mixed * inverse_scale, -1.0 * MOST, 1.0 * MOST, propagate_nan=tl.PropagateNan.ALL)
+        if WHOLE:
+            mixed = (mixed + 12582912.0) - 12582912.0  # 1.5 * 2^23: float32 has no fractions there, and rounds to even
         tl.store(out, mixed.to(y.dtype.element_ty), mask=inside)
 
 
@@ -148,29 +156,34 @@ def variants(
     num_heads: int,
     layout: str,
     scale: float = 1.0,
+    format: str = "",
+    inverse_scale: float = 1.0,
     block_n: int | None = None,
     warps: int = 4,
     stages: int | None = None,
 ) -> list[Variant]:
     """The kernels for qkv of this width: for "many" programs and for "few" (plugin.py says how many).
 
-    scale is an argument of the launch, compiled into nothing. The last three are for benches, to try others.
+    format: "float8" or "int8" where y is that. scale and inverse_scale are arguments of the launch, compiled into
+    nothing. The last three are for benches, to try others.
     """
     head_size = shapes["qkv"][-1] // (3 * num_heads)
     pointer = f"*{SHORT[dtype]}"
     kinds = {"few": (128, 2), "many": (64, 3)}  # keys at a time, and how many times they are under way
     return [
         Variant(
-            name=f"attention-{layout}-{num_heads}x{head_size}-{kind}-{dtype}",
+            name=f"attention-{layout}-{num_heads}x{head_size}-{kind}-{dtype}{format and '-'}{format}",
             module=__name__,
             function="attention_kernel",
             signature={
-                "qkv": pointer, "where": "*i32", "y": pointer, "sequences": "i32", "length": "i32", "scale": "fp32",
+                "qkv": pointer, "where": "*i32", "y": f"*{SHORT[format or dtype]}", "sequences": "i32", "length": "i32",
+                "scale": "fp32", "inverse_scale": "fp32",
             },
             constants={
                 "HEADS": num_heads, "HEAD_SIZE": head_size, "PACKED": layout == "packed",
                 "BLOCK_D": max(16, 1 << (head_size - 1).bit_length()),
                 "BLOCK_M": QUERIES, "BLOCK_N": block_n or keys, "LOOK": 128, "PDL": False,
+                "MOST": formats.MOST[format] if format else 0, "WHOLE": format == "int8",
             },
             aligned=("qkv", "y"),
             num_warps=warps,
@@ -183,4 +196,6 @@ def variants(
 def needed(sizes: Sizes, dtype: str) -> list[Variant]:
     """What an engine of this model needs."""
     shapes = {"qkv": (1, 3 * sizes.heads * sizes.head_size)}
-    return variants(shapes, dtype, num_heads=sizes.heads, layout=sizes.layout)
+    kinds = ("", sizes.format) if sizes.format else ("",)
+    given = {"num_heads": sizes.heads, "layout": sizes.layout}
+    return [variant for kind in kinds for variant in variants(shapes, dtype, **given, format=kind)]

@@ -46,7 +46,17 @@ class Attention(Plugin):
         block = QUERIES
         slots = tokens // block + sequences + 1 if layout == "packed" else sequences * -(-length // block)
         kind = "few" if heads * slots <= FEW_PROGRAMS else "many"
-        kernel = f"attention-{layout}-{heads}x{size}-{kind}-{dtype}"
+        format = self.values.get("format", "")
+        kernel = f"attention-{layout}-{heads}x{size}-{kind}-{dtype}{format and '-'}{format}"
         if slots > 65535 or tokens * width >= 2**31:  # CUDA's limit of a grid's second axis; int32 offsets
             raise ValueError(f"attention: {tokens} tokens in {sequences} sequences are too many; make smaller batches")
-        return [Launch(kernel, (heads, slots), ("qkv", "where", "y", sequences, length, scale * LOG2_E))]
+        numbers = (sequences, length, scale * LOG2_E, self.values.get("inverse_scale", 1.0))
+        return [Launch(kernel, (heads, slots), ("qkv", "where", "y", *numbers))]
+
+
+class Attention8(Attention):
+    """The same with y * inverse_scale in float8 or int8 in y's place, for the product that follows."""
+
+    op = "attention8"
+    attributes: ClassVar = Attention.attributes | {"inverse_scale": 1.0, "format": "float8"}
+    outputs: ClassVar = {"y": "Q"}

@@ -2,8 +2,11 @@
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+
+from plugins import formats
 
 
 def attention(
@@ -24,6 +27,20 @@ def attention(
     """
     qkv = qkv.astype(np.result_type(qkv.dtype, np.float32) if qkv.dtype.kind == "f" else np.float32)
     return _attention(qkv, where, num_heads, scale, layout, lambda array: array)
+
+
+def attention8(
+    qkv: np.ndarray, where: np.ndarray, *, inverse_scale: float = 1.0, format: str = "float8", **attributes: Any
+) -> np.ndarray:
+    """The context of `attention` times inverse_scale, held within the format's range: what is rounded to it."""
+    return formats.scaled(attention(qkv, where, **attributes), inverse_scale, format)
+
+
+def plain_attention8(
+    qkv: np.ndarray, where: np.ndarray, *, inverse_scale: float = 1.0, format: str = "float8", **attributes: Any
+) -> np.ndarray:
+    """`plain` for it."""
+    return formats.scaled(plain(qkv, where, **attributes).astype(np.float32), inverse_scale, format)
 
 
 def plain(qkv: np.ndarray, where: np.ndarray, *, num_heads: int, scale: float, layout: str = "packed") -> np.ndarray:

@@ -8,12 +8,12 @@ import pytest
 
 from plugins import legs, one_node, tensorrt_flavour
 from plugins.attention import plugin, reference
-from plugins.attention.cases import CASES
 from plugins.attention.plugin import Attention
 from plugins.compile import SHARED, Sizes, compile_kernel, needed
 from plugins.device import Device
 from plugins.numpy_tensor import Job, run_interpreted
 
+CASES, CASES8 = legs.cases("attention"), legs.cases("attention8")
 CASE = {case.name: case for case in CASES}
 SOME = [CASE[name] for name in ("one sequence", "long among short", "tail", "padded, holes")]
 # "wide" has hundreds of programs, at a hundredth of a second each here; SOME are sent to its kernel instead.
@@ -24,6 +24,26 @@ ids = [f"{case.name}-{dtype}{'-many' * many}" for case, dtype, many in ALL]
 
 def right(result, case, given, dtype):
     legs.assert_right(result, legs.exact("attention", case, given), legs.plain("attention", case, given, dtype), dtype)
+
+
+def right8(result, case, given, dtype):
+    """Where the context is 8 bits wide, the scores' rounding moves some numbers by a step, and those near 0 by more."""
+    exact, plain = legs.exact("attention8", case, given), legs.plain("attention8", case, given, dtype)
+    legs.assert_right(result, exact, plain, case.format)
+    assert (result != plain).mean() < (0.3 if dtype == "bfloat16" else 0.1)
+
+
+@pytest.mark.parametrize("case", CASES8, ids=lambda case: case.name)
+def test_the_function_in_8_bits_is_the_reference(case):
+    for dtype in ("float32", "float16"):
+        given = legs.inputs("attention8", case, dtype)
+        right8(legs.onnxruntime("attention8", case, given, dtype), case, given, dtype)
+
+
+def test_the_kernel_in_8_bits_is_the_reference():
+    tasks = [(c, legs.inputs("attention8", c, d), d) for c in CASES8 for d in ("float32", "float16", "bfloat16")]
+    for (case, given, dtype), result in zip(tasks, legs.interpreted("attention8", tasks), strict=True):
+        right8(result, case, given, dtype)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -173,6 +193,8 @@ def test_tensorrt_takes_the_plugin_only_where_it_is_registered(name, dtype):
     trt = tensorrt_flavour.load("tensorrt_rtx")
     assert one_node.build(trt, "attention", CASE[name], dtype, names=["attention"])[1] == 1
     assert one_node.build(trt, "attention", CASE[name], dtype, names=[])[1] == 0
+    for case in CASES8:
+        assert one_node.build(trt, "attention8", case, dtype, names=["attention"])[1] == 1
 
 
 ON_GPU = [(case, dtype) for case in CASES for dtype in ("float16", "bfloat16")]
@@ -192,3 +214,14 @@ def test_the_launched_kernel_is_the_reference(case, dtype, few, monkeypatch):
 @pytest.mark.parametrize(("case", "dtype"), ON_GPU, ids=lambda item: getattr(item, "name", item))
 def test_the_engine_is_the_reference(case, dtype):
     one_node.assert_engine_right("tensorrt_rtx", "attention", case, dtype)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", CASES8, ids=lambda case: case.name)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("wide", [False, True], ids=["narrow", "wide"])
+def test_the_launched_kernel_in_8_bits_is_the_reference(case, dtype, wide, monkeypatch):
+    monkeypatch.setattr(plugin, "WIDE_FROM", 0 if wide else plugin.WIDE_FROM)
+    given = legs.inputs("attention8", case, dtype)
+    with Device() as device:
+        right8(legs.launched(device, "attention8", case, given, dtype), case, given, dtype)

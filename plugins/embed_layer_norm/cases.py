@@ -15,10 +15,13 @@ class Case:
     positions: int = 16  # P
     out_of_range: bool = False  # some ids lie beyond their tables; ONNX Runtime refuses them
     epsilon: float = 1e-12
+    format: str = ""  # of a second output, which only embed_layer_norm8 has
+    inverse_scale: float = 100.0
 
     @property
-    def attributes(self) -> dict[str, float]:
-        return {"epsilon": self.epsilon}
+    def attributes(self) -> dict[str, float | str]:
+        own = {"epsilon": self.epsilon}
+        return own | {"inverse_scale": self.inverse_scale, "format": self.format} if self.format else own
 
 
 CASES = [
@@ -30,6 +33,9 @@ CASES = [
     Case("odd", "257: rows start anywhere, no vector loads", (3,), 257),
     Case("base", "BERT-base's vocabulary: a row that starts beyond 2^24 bytes", (4,), 768, vocabulary=30522),
     Case("nonsense", "ids below 0 and beyond the tables: the nearest row, no fault", (9,), 64, out_of_range=True),
+    Case("float8", "the largest numbers lie about 448", (5,), 312, format="float8"),
+    Case("int8", "whole numbers", (2, 7), 128, format="int8", inverse_scale=40.0),
+    Case("int8 empty", "no token: nothing to launch", (0,), 384, format="int8"),
 ]
 BENCH_CASES = [
     Case("1x128", "BERT-base, one short question", (128,), 768, vocabulary=30522, positions=512),

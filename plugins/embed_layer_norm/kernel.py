@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from plugins import formats
 from plugins.compile import SHORT, Sizes, Variant
 
 # ruff: noqa: N803 - compile-time constants are written in capitals
@@ -20,15 +21,19 @@ def embed_layer_norm_kernel(
     gamma_ptr,  # float32 [H]
     beta_ptr,  # float32 [H]
     y_ptr,  # A [rows, H]
+    q_ptr,  # float8 or int8 [rows, H]: y * inverse_scale, rounded from float32; y_ptr again where MOST is 0
     rows,  # int32, as all that follow
     tokens,
     positions,
     segments,
     epsilon,  # float32
+    inverse_scale,  # float32
     H: tl.constexpr,
     BLOCK: tl.constexpr,  # the power of 2 that holds H
     ROWS: tl.constexpr,  # rows a program takes
     PDL: tl.constexpr,  # overlap with the kernels before and after
+    MOST: tl.constexpr,  # the largest number of q's format; 0 for no q
+    WHOLE: tl.constexpr,  # whether q has whole numbers alone
 ):
     if PDL:
         gdc_launch_dependents()
@@ -60,6 +65,11 @@ def embed_layer_norm_kernel(
     y = (centred - rest[:, None]) * tl.rsqrt(variance + epsilon)[:, None] * gamma[None, :] + beta[None, :]
     at = row.to(tl.int64)[:, None] * H + column[None, :]
     tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=inside)
+    if MOST:
+        q = tl.clamp(y * inverse_scale, -1.0 * MOST, 1.0 * MOST, propagate_nan=tl.PropagateNan.ALL)
+        if WHOLE:
+            q = (q + 12582912.0) - 12582912.0  # 1.5 * 2^23, beyond which float32 has no fractions: to the nearest, even
+        tl.store(q_ptr + at, q.to(q_ptr.dtype.element_ty), mask=inside)
 
 
 def variants(
@@ -67,12 +77,15 @@ def variants(
     dtype: str,
     *,
     epsilon: float = 1e-12,
+    format: str = "",
+    inverse_scale: float = 1.0,
     rows: int | None = None,
     warps: int | None = None,
 ) -> list[Variant]:
     """The kernel for tables of this width, shapes["token_table"][-1], from 1 to 8192. rows, warps: for benches.
 
-    epsilon is an argument of the launch and compiled into nothing.
+    format: "float8" or "int8" for a second output in it. epsilon and inverse_scale are arguments of the launch and
+    compiled into nothing.
     """
     width = shapes["token_table"][-1]
     if not 1 <= width <= 8192:
@@ -83,17 +96,22 @@ def variants(
     tables = {f"{name}_table_ptr": a for name in ("token", "position", "segment")}
     return [
         Variant(
-            name=f"embed_layer_norm-{width}-{dtype}",
+            name=f"embed_layer_norm-{width}-{dtype}{format and '-'}{format}",
             module=__name__,
             function="embed_layer_norm_kernel",
             signature={
                 "token_ids_ptr": "*i32", "segment_ids_ptr": "*i32", "position_ids_ptr": "*i32", **tables,
                 "gamma_ptr": "*fp32", "beta_ptr": "*fp32", "y_ptr": a,
+                "q_ptr": f"*{SHORT[format or dtype]}",
                 "rows": "i32", "tokens": "i32", "positions": "i32", "segments": "i32", "epsilon": "fp32",
+                "inverse_scale": "fp32",
             },
-            constants={"H": width, "BLOCK": block, "ROWS": rows, "PDL": False},
+            constants={
+                "H": width, "BLOCK": block, "ROWS": rows, "PDL": False,
+                "MOST": formats.MOST[format] if format else 0, "WHOLE": format == "int8",
+            },
             # The ids may be slices of a longer tensor, which start anywhere; tables and results start a buffer.
-            aligned=(*tables, "gamma_ptr", "beta_ptr", "y_ptr"),
+            aligned=(*tables, "gamma_ptr", "beta_ptr", "y_ptr", "q_ptr"),
             num_warps=warps or min(16, max(1, rows * block // 2048)),
         )
     ]  # fmt: skip
@@ -101,4 +119,5 @@ def variants(
 
 def needed(sizes: Sizes, dtype: str) -> list[Variant]:
     """What an engine of this model needs."""
-    return variants({"token_table": (1, sizes.hidden)}, dtype)
+    kinds = ("", sizes.format) if sizes.format else ("",)
+    return [made for kind in kinds for made in variants({"token_table": (1, sizes.hidden)}, dtype, format=kind)]

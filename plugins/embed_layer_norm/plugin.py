@@ -28,9 +28,20 @@ class EmbedLayerNorm(Plugin):
         width, rows = shapes["token_table"][1], math.prod(shapes["token_ids"])
         ids, widths = {shapes[name] for name in IDS}, {shapes[name][-1] for name in (*TABLES, *NORM)}
         if len(ids) != 1 or len(widths) != 1 or not all(shapes[name][0] for name in TABLES):
-            raise ValueError(f"embed_layer_norm: shapes {dict(shapes)} do not belong together")
-        kernel = f"embed_layer_norm-{width}-{dtype}"
+            raise ValueError(f"{self.op}: shapes {dict(shapes)} do not belong together")
+        format = self.values.get("format", "")
+        kernel = f"embed_layer_norm-{width}-{dtype}{format and '-'}{format}"
         each = kernels[kernel].constants["ROWS"]
         lengths = tuple(shapes[name][0] for name in TABLES)
-        arguments = (*IDS, *TABLES, *NORM, "y", rows, *lengths, self.values["epsilon"])
+        results = ("y", "q" if format else "y")
+        numbers = (self.values["epsilon"], self.values.get("inverse_scale", 1.0))
+        arguments = (*IDS, *TABLES, *NORM, *results, rows, *lengths, *numbers)
         return [Launch(kernel, (-(-rows // each),), arguments)]
+
+
+class EmbedLayerNorm8(EmbedLayerNorm):
+    """The same, and y * inverse_scale in float8 or int8 beside it."""
+
+    op = "embed_layer_norm8"
+    attributes: ClassVar = {"epsilon": 1e-12, "inverse_scale": 1.0, "format": "float8"}
+    outputs: ClassVar = {"y": "A", "q": "Q"}

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from plugins import formats
 from plugins.skip_layer_norm.reference import layer_norm
 
 
@@ -26,3 +27,11 @@ def embed_layer_norm(
     pairs = ((token_ids, token_table), (position_ids, position_table), (segment_ids, segment_table))
     token, position, segment = (table[np.clip(ids, 0, len(table) - 1)].astype(dtype) for ids, table in pairs)
     return layer_norm(token + position + segment, gamma, beta, epsilon)
+
+
+def embed_layer_norm8(
+    *tensors: np.ndarray, epsilon: float = 1e-12, inverse_scale: float = 1.0, format: str = "float8"
+) -> tuple[np.ndarray, np.ndarray]:
+    """(y as above from the same tensors, y * inverse_scale held within the format's range: what is rounded to it)."""
+    y = embed_layer_norm(*tensors, epsilon=epsilon)
+    return y, formats.scaled(y, inverse_scale, format)

@@ -12,10 +12,13 @@ class Case:
     shape: tuple[int, ...]
     approximate: str = "none"
     largest: float = 6.0  # inputs lie within -largest .. largest
+    format: str = ""  # of y, where it is not x's
+    inverse_scale: float = 70.0
 
     @property
-    def attributes(self) -> dict[str, str]:
-        return {"approximate": self.approximate}
+    def attributes(self) -> dict[str, float | str]:
+        own = {"approximate": self.approximate}
+        return own | {"inverse_scale": self.inverse_scale, "format": self.format} if self.format else own
 
 
 CASES = [
@@ -27,6 +30,10 @@ CASES = [
     Case("tanh", "the other formula", (5, 312), approximate="tanh"),
     Case("far", "float16's ends: exp must not give inf/inf", (3, 65), largest=60000.0),
     Case("far-tanh", "the same for tanh, whose x^3 overflows earlier", (3, 65), approximate="tanh", largest=60000.0),
+    Case("float8", "the last block is masked", (3, 7, 257), format="float8"),
+    Case("float8 tanh", "much lies beyond 448", (5, 312), approximate="tanh", format="float8", inverse_scale=200.0),
+    Case("float8 empty", "no token: nothing to launch", (0, 24), format="float8"),
+    Case("int8", "whole numbers, and most of GELU's left half is 0", (3, 7, 257), format="int8", inverse_scale=20.0),
 ]
 # Feed-forward activations of BERT-base: 32 x 128 and 32 x 384 tokens.
 BENCH_CASES = [

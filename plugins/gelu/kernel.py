@@ -9,18 +9,24 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from plugins import formats
 from plugins.compile import SHORT, Sizes, Variant
+
+# ruff: noqa: N803 - compile-time constants are written in capitals
 
 
 @triton.jit
 def gelu_kernel(
     x_ptr,  # A [n]
     n,  # int32
-    y_ptr,  # A [n]
-    TANH: tl.constexpr,  # noqa: N803  constants are written large, as Triton's own code does
-    BLOCK: tl.constexpr,  # noqa: N803  a multiple of 8
-    ODD: tl.constexpr,  # noqa: N803  n is no multiple of 8
-    PDL: tl.constexpr,  # noqa: N803  overlap with the kernels before and after
+    y_ptr,  # A, float8 or int8 [n]
+    inverse_scale,  # float32; of an 8-bit y alone
+    TANH: tl.constexpr,
+    BLOCK: tl.constexpr,  # a multiple of 8
+    ODD: tl.constexpr,  # n is no multiple of 8
+    PDL: tl.constexpr,  # overlap with the kernels before and after
+    MOST: tl.constexpr,  # the largest number of an 8-bit y; 0 where y is A
+    WHOLE: tl.constexpr,  # whether y has whole numbers alone
 ):
     if PDL:
         gdc_launch_dependents()
@@ -35,30 +41,52 @@ def gelu_kernel(
         y = x / (1.0 + tl.exp(-2.0 * u))
     else:
         y = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+    if MOST:
+        y = tl.clamp(y * inverse_scale, -1.0 * MOST, 1.0 * MOST, propagate_nan=tl.PropagateNan.ALL)
+    if WHOLE:
+        y = (y + 12582912.0) - 12582912.0  # 1.5 * 2^23, beyond which float32 has no fractions: to the nearest, and even
     tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
 def variants(
-    shapes: dict[str, tuple[int, ...]], dtype: str, *, approximate: str, block: int = 2048, warps: int = 4
+    shapes: dict[str, tuple[int, ...]],
+    dtype: str,
+    *,
+    approximate: str,
+    format: str = "",
+    inverse_scale: float = 1.0,
+    block: int = 2048,
+    warps: int = 4,
 ) -> list[Variant]:
     """The kernels for these input shapes ({"x": any}) and dtype ("float16" | "bfloat16"): "even" where x has a multiple
-    of 8 numbers, else "odd". block, warps: for benches, to try others."""
+    of 8 numbers, else "odd". block, warps: for benches, to try others.
+
+    format: "float8" or "int8" where y is that. inverse_scale is an argument of the launch and compiled into nothing.
+    """
     pointer = f"*{SHORT[dtype]}"
     return [
         Variant(
-            name=f"gelu-{approximate}-{'odd' if odd else 'even'}-{dtype}",
+            name=f"gelu-{approximate}-{'odd' if odd else 'even'}-{dtype}{format and '-'}{format}",
             module=__name__,
             function="gelu_kernel",
-            signature={"x_ptr": pointer, "n": "i32", "y_ptr": pointer},
+            signature={
+                "x_ptr": pointer, "n": "i32", "y_ptr": f"*{SHORT[format or dtype]}", "inverse_scale": "fp32",
+            },
             # 16 numbers a thread: two loads of 16 bytes under way at once
-            constants={"TANH": approximate == "tanh", "BLOCK": block, "ODD": odd, "PDL": False},
+            constants={
+                "TANH": approximate == "tanh", "BLOCK": block, "ODD": odd, "PDL": False,
+                "MOST": formats.MOST[format] if format else 0, "WHOLE": format == "int8",
+            },
             aligned=("x_ptr", "y_ptr"),  # TensorRT's buffers are, and a launch checks it
             num_warps=warps,
         )
         for odd in (False, True)
-    ]
+    ]  # fmt: skip
 
 
 def needed(sizes: Sizes, dtype: str) -> list[Variant]:
-    """A model with the tanh form has it inside linear_gelu; only the erf form is this plugin's."""
-    return variants({"x": (1, sizes.ffn)}, dtype, approximate="none") if sizes.gelu == "none" else []
+    """A model with the tanh form has it inside linear_gelu, unless its product is not 8 bits wide and the next one is;
+    so of 16 bits only the erf form is this plugin's."""
+    wanted = [""] * (sizes.gelu == "none") + [sizes.format] * bool(sizes.format)
+    shapes = {"x": (1, sizes.ffn)}
+    return [made for kind in wanted for made in variants(shapes, dtype, approximate=sizes.gelu, format=kind)]

@@ -19,9 +19,18 @@ class Gelu(Plugin):
         return shapes["x"]
 
     def launches(self, shapes: Mapping, dtype: str, kernels: Mapping) -> list[Launch]:
+        format = self.values.get("format", "")
         count = math.prod(shapes["x"])
-        kernel = f"gelu-{self.values['approximate']}-{'odd' if count % 8 else 'even'}-{dtype}"
+        kernel = f"gelu-{self.values['approximate']}-{'odd' if count % 8 else 'even'}-{dtype}{format and '-'}{format}"
         block = kernels[kernel].constants["BLOCK"]
         if count > 2**31 - block:
             raise ValueError(f"gelu takes up to {2**31 - block} numbers, not {count}; make smaller batches")
-        return [Launch(kernel, (-(-count // block),), ("x", count, "y"))]
+        return [Launch(kernel, (-(-count // block),), ("x", count, "y", self.values.get("inverse_scale", 1.0)))]
+
+
+class Gelu8(Gelu):
+    """x A any shape -> y * inverse_scale in float8 or int8."""
+
+    op = "gelu8"
+    attributes: ClassVar = {"approximate": "none", "inverse_scale": 1.0, "format": "float8"}
+    outputs: ClassVar = {"y": "Q"}

@@ -49,13 +49,15 @@ class Matmul:
             if self._context not in _handles:
                 _handles[self._context] = library.create()
             self._handle = _handles[self._context]
-        code = _data_type(product.dtype)
         self._beta = _ONE if product.skip else _ZERO  # of the C that is added
         self._descriptor = library.matmul_desc_create(*_float32_compute())
-        self._layouts = [library.matrix_layout_create(code, *matrix) for matrix in (product.a, product.b, product.d)]
+        self._layouts = [  # of A, B, C and D
+            library.matrix_layout_create(data_type(dtype), *matrix) for dtype, matrix in product.matrices
+        ]
         weakref.finalize(self, _destroy, library, self._descriptor, self._layouts).atexit = False
         self._describe("EPILOGUE", int(library.Epilogue[product.epilogue]))
-        self._point_to_bias(ALIGNMENT)  # not null, so that cuBLASLt believes in it; nothing is read there
+        self._pointers: dict[str, int] = {}
+        self._tell()
         self._candidates = self._ask()
         self._algorithm = self._candidates[0]
         self._chosen = len(self._candidates) == 1
@@ -72,26 +74,31 @@ class Matmul:
         c = residual if self.product.skip and residual is not None else y
         if (x | weight | bias | y | workspace | c) % ALIGNMENT:
             raise ValueError(f"{self.product}: an address is not a multiple of {ALIGNMENT}")
-        if bias != self._bias:
-            self._point_to_bias(bias)
+        self._point("BIAS_POINTER", bias)
         call = (weight, x, c, y, workspace)
         if not self._chosen:
             self._choose(stream, call)
         self._multiply(self._algorithm, stream, *call)
 
     def _multiply(self, algorithm: np.ndarray, stream: int, a: int, b: int, c: int, d: int, workspace: int) -> None:
-        layout_a, layout_b, layout_d = self._layouts
+        layout_a, layout_b, layout_c, layout_d = self._layouts
         try:
             self._library.matmul(
                 self._handle, self._descriptor, _ONE.ctypes.data, a, layout_a, b, layout_b,
-                self._beta.ctypes.data, c, layout_d, d, layout_d, algorithm.ctypes.data, workspace, WORKSPACE, stream,
+                self._beta.ctypes.data, c, layout_c, d, layout_d, algorithm.ctypes.data, workspace, WORKSPACE, stream,
             )  # fmt: skip
         except self._library.cuBLASLtError as error:
             raise MatmulError(f"{self.product}: cuBLASLt failed: {error}") from error
 
-    def _point_to_bias(self, address: int) -> None:
-        self._describe("BIAS_POINTER", address)
-        self._bias = address
+    def _tell(self) -> None:
+        """What cuBLASLt is to know beside matrices and epilogue."""
+        self._point("BIAS_POINTER", ALIGNMENT)  # not null, so that cuBLASLt believes in it; nothing is read there
+
+    def _point(self, name: str, address: int) -> None:
+        """Set an address on the GPU that the descriptor holds, where it is another than before."""
+        if self._pointers.get(name) != address:
+            self._describe(name, address)
+            self._pointers[name] = address
 
     def _describe(self, name: str, value: int) -> None:
         attribute = int(self._library.MatmulDescAttribute[name])
@@ -110,9 +117,8 @@ class Matmul:
                 library.matmul_preference_set_attribute(preference, attribute, held.ctypes.data, held.nbytes)
             found: Any = np.zeros(CANDIDATES, library.matmul_heuristic_result_dtype)
             count = np.zeros(1, np.int32)
-            layout_a, layout_b, layout_d = self._layouts
             library.matmul_algo_get_heuristic(
-                self._handle, self._descriptor, layout_a, layout_b, layout_d, layout_d,
+                self._handle, self._descriptor, *self._layouts,
                 preference, CANDIDATES, found.ctypes.data, count.ctypes.data,
             )  # fmt: skip
         except library.cuBLASLtError as error:
@@ -153,10 +159,9 @@ class Matmul:
     def _fits(self, algorithm: np.ndarray) -> bool:
         """Whether an algorithm chosen for about as many tokens does for these."""
         result: Any = np.zeros(1, self._library.matmul_heuristic_result_dtype)
-        layout_a, layout_b, layout_d = self._layouts
         try:
             self._library.matmul_algo_check(
-                self._handle, self._descriptor, layout_a, layout_b, layout_d, layout_d,
+                self._handle, self._descriptor, *self._layouts,
                 algorithm.ctypes.data, result.ctypes.data,
             )  # fmt: skip
         except self._library.cuBLASLtError:
@@ -223,11 +228,12 @@ def cublaslt() -> Any:
     return cublasLt
 
 
-def _data_type(dtype: str) -> int:
-    """cudaDataType_t of "float16" or "bfloat16"."""
+def data_type(dtype: str) -> int:
+    """cudaDataType_t of "float16", "bfloat16" or "float8"."""
     from nvmath import CudaDataType
 
-    return int({"float16": CudaDataType.CUDA_R_16F, "bfloat16": CudaDataType.CUDA_R_16BF}[dtype])
+    names = {"float16": "CUDA_R_16F", "bfloat16": "CUDA_R_16BF", "float8": "CUDA_R_8F_E4M3"}
+    return int(CudaDataType[names[dtype]])
 
 
 def _float32_compute() -> tuple[int, int]:

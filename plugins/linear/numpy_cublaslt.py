@@ -15,7 +15,14 @@ from nvmath import CudaDataType
 from nvmath.bindings import cublasLt
 from nvmath.bindings.cublas import ComputeType
 
-TYPES = {int(CudaDataType.CUDA_R_16F): np.float16, int(CudaDataType.CUDA_R_16BF): ml_dtypes.bfloat16}
+TYPES = {
+    int(CudaDataType.CUDA_R_16F): np.float16,
+    int(CudaDataType.CUDA_R_16BF): ml_dtypes.bfloat16,
+    int(CudaDataType.CUDA_R_8F_E4M3): ml_dtypes.float8_e4m3fn,
+}
+FLOAT8 = ml_dtypes.float8_e4m3fn
+ATTRIBUTE, SCALE = cublasLt.MatmulDescAttribute, cublasLt.MatmulMatrixScale
+TRANSPOSED = 1  # CUBLAS_OP_T
 
 
 class NumpyCublasLtError(Exception):
@@ -28,13 +35,16 @@ class NumpyCublasLt:
     cuBLASLtError = NumpyCublasLtError  # noqa: N815
     Epilogue, MatmulDescAttribute = cublasLt.Epilogue, cublasLt.MatmulDescAttribute
     MatmulPreferenceAttribute = cublasLt.MatmulPreferenceAttribute
+    MatmulMatrixScale = cublasLt.MatmulMatrixScale
     matmul_heuristic_result_dtype = cublasLt.matmul_heuristic_result_dtype
     get_matmul_desc_attribute_dtype = staticmethod(cublasLt.get_matmul_desc_attribute_dtype)
     get_matmul_preference_attribute_dtype = staticmethod(cublasLt.get_matmul_preference_attribute_dtype)
 
-    def __init__(self, algorithms: tuple[int, ...] = (1, 2, 3), fitting: tuple[int, ...] = (1, 2, 3)) -> None:
+    def __init__(
+        self, algorithms: tuple[int, ...] = (1, 2, 3), fitting: tuple[int, ...] = (1, 2, 3), architecture: int = 90
+    ) -> None:
         """algorithms: the numbers that the heuristic finds; fitting: those that `matmul_algo_check` accepts."""
-        self.algorithms, self.fitting = algorithms, fitting
+        self.algorithms, self.fitting, self.architecture = algorithms, fitting, architecture
         self.live: dict[int, Any] = {}
         self.calls: list[tuple[int, int]] = []  # (algorithm, stream)
         self.wishes: dict[str, int] = {}  # what the heuristic was told last
@@ -79,7 +89,8 @@ class NumpyCublasLt:
     def matmul_algo_get_heuristic(self, handle, descriptor, a, b, c, d, preference, most, results, count) -> None:
         self.wishes = {cublasLt.MatmulPreferenceAttribute(key).name: v for key, v in self.live[preference].items()}
         found = _memory(results, (most,), self.matmul_heuristic_result_dtype)
-        algorithms = self.algorithms[:most]
+        matrices = [self.live[layout] for layout in (a, b, c, d)]
+        algorithms = () if self._why_not(self.live[descriptor], *matrices) else self.algorithms[:most]
         found["algo"]["data_"][: len(algorithms), 0] = algorithms
         _memory(count, (1,), np.int32)[0] = len(algorithms)
 
@@ -93,13 +104,21 @@ class NumpyCublasLt:
     ) -> None:  # fmt: skip
         """D = epilogue(alpha A B + beta C), in float32, rounded once."""
         told = self.live[descriptor]
-        assert not {int(cublasLt.MatmulDescAttribute.TRANSA), int(cublasLt.MatmulDescAttribute.TRANSB)} & set(told)
-        pairs = ((a, a_layout), (b, b_layout), (c, c_layout), (d, d_layout))
-        left, right, before, after = (self._matrix(address, layout) for address, layout in pairs)
+        layouts = [self.live[layout] for layout in (a_layout, b_layout, c_layout, d_layout)]
+        assert not (why := self._why_not(told, *layouts)), why
+        left, right = self._matrix(a, a_layout), self._matrix(b, b_layout)
+        after = self._matrix(d, d_layout)
+        if told.get(int(ATTRIBUTE.TRANSA)) == TRANSPOSED:
+            left = left.T
         sums = _memory(alpha, (1,), np.float32) * (left.astype(np.float32) @ right.astype(np.float32))
+        if left.dtype == FLOAT8:
+            sums = sums * _scales(told, "A", left.shape[0])[:, None] * _scales(told, "B", right.shape[1])[None, :]
         if scale := _memory(beta, (1,), np.float32)[0]:
-            sums = sums + scale * before.astype(np.float32)
-        bias = _memory(told[int(cublasLt.MatmulDescAttribute.BIAS_POINTER)], (len(after),), after.dtype)
+            sums = sums + scale * self._matrix(c, c_layout).astype(np.float32)
+        # Without BIAS_DATA_TYPE a bias has the dtype of D, or where D is float8 that of C.
+        usual = self.live[c_layout if after.dtype == FLOAT8 else d_layout][0]
+        kind = TYPES[told[int(ATTRIBUTE.BIAS_DATA_TYPE)]] if int(ATTRIBUTE.BIAS_DATA_TYPE) in told else usual
+        bias = _memory(told[int(ATTRIBUTE.BIAS_POINTER)], (len(after),), kind)
         sums = sums + bias.astype(np.float32)[:, None]
         match cublasLt.Epilogue(told[int(cublasLt.MatmulDescAttribute.EPILOGUE)]):
             case cublasLt.Epilogue.BIAS:
@@ -108,13 +127,41 @@ class NumpyCublasLt:
                 sums = sums * (1 + np.tanh(math.sqrt(2 / math.pi) * (sums + 0.044715 * sums**3))) / 2
             case other:
                 raise NotImplementedError(other)
+        if after.dtype == FLOAT8:
+            sums = np.clip(sums * _scales(told, "D", 1), -448, 448)  # conversions saturate
         after[...] = sums.astype(after.dtype)
         self.calls.append((int(_memory(algorithm, (8,), np.uint64)[0]), stream))
+
+    def _why_not(self, told: dict, a: tuple, b: tuple, c: tuple, d: tuple) -> str:
+        """Why cuBLASLt has no algorithm; what its documentation demands of float8, and "" where it is content."""
+        if a[0] != FLOAT8:
+            return "only float8 is multiplied transposed here" if int(ATTRIBUTE.TRANSA) in told else ""
+        modes = {told.get(int(ATTRIBUTE[f"{matrix}_SCALE_MODE"]), int(SCALE.SCALAR_32F)) for matrix in "AB"}
+        outer = modes == {int(SCALE.OUTER_VEC_32F)}
+        if told.get(int(ATTRIBUTE.TRANSA)) != TRANSPOSED or int(ATTRIBUTE.TRANSB) in told:
+            return "float8 is multiplied in the TN format alone: A transposed, B not"
+        if b[0] != FLOAT8 or any(size % 16 for size in (a[1], a[2], b[1], d[1], a[3], b[3], d[3])):
+            return "float8: widths and leading dimensions are multiples of 16"
+        if c[0] not in (np.float16, ml_dtypes.bfloat16) or d[0] not in (FLOAT8, c[0]):
+            return "float8: C is float16 or bfloat16, D is that or float8"
+        if not outer and modes != {int(SCALE.SCALAR_32F)}:
+            return "outer vectors scale both A and B, or neither"
+        if outer and (d[0] == FLOAT8 or self.architecture != 90):
+            return "outer vectors: on 9.0 alone, and D is not float8"
+        bias = TYPES.get(told.get(int(ATTRIBUTE.BIAS_DATA_TYPE), -1), c[0])
+        return "" if bias == c[0] else "float8: the bias has the dtype of C"
 
     def _matrix(self, address: int, layout: int) -> np.ndarray:
         """[rows, columns], a view of memory."""
         dtype, rows, columns, leading = self.live[layout]
         return _memory(address, (columns, leading), dtype)[:, :rows].T
+
+
+def _scales(told: dict, matrix: str, count: int) -> np.ndarray:
+    """The factors of A's rows, B's columns or D: one number, or one for each; 1 where no address was given."""
+    address = told.get(int(ATTRIBUTE[f"{matrix}_SCALE_POINTER"]), 0)
+    outer = told.get(int(ATTRIBUTE[f"{matrix}_SCALE_MODE"])) == int(SCALE.OUTER_VEC_32F)
+    return _memory(address, (count if outer else 1,), np.float32) if address else np.ones(1, np.float32)
 
 
 def _memory(address: int, shape: tuple[int, ...], dtype: Any) -> np.ndarray:

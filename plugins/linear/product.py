@@ -38,6 +38,11 @@ class Product:
         return self.outputs, self.tokens, self.outputs
 
     @property
+    def matrices(self) -> list[tuple[str, tuple[int, int, int]]]:
+        """dtype and sizes of A, B, C and D."""
+        return [(self.dtype, matrix) for matrix in (self.a, self.b, self.d, self.d)]
+
+    @property
     def epilogue(self) -> str:
         return "GELU_BIAS" if self.gelu else "BIAS"
 

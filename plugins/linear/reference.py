@@ -14,5 +14,9 @@ def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
 
 def linear_gelu(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
     """GELU of linear(x, weight, bias) in its tanh form (Hendrycks & Gimpel 2016, arXiv 1606.08415)."""
-    z = linear(x, weight, bias)
+    return gelu_tanh(linear(x, weight, bias))
+
+
+def gelu_tanh(z: np.ndarray) -> np.ndarray:
+    """In the dtype of z, any shape."""
     return z * (1 + np.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3))) / 2

@@ -9,7 +9,7 @@ SWEEP = [{"rows": rows, "warps": warps} for rows in (1, 2, 4) for warps in (1, 2
 
 def moved(shapes, size):
     """Bytes: x and residual read, y written; bias, gamma and beta stay in a cache."""
-    return 3 * math.prod(shapes["x"]) * size
+    return 3 * math.prod(shapes["x"]) * size + math.prod(shapes.get("q", (0,)))
 
 
 if __name__ == "__main__":

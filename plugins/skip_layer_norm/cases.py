@@ -14,10 +14,13 @@ class Case:
     mean: float = 0.0  # of x, to see digits lost
     spread: float = 1.0  # of x and residual around it
     epsilon: float = 1e-12
+    format: str = ""  # of a second output, which only skip_layer_norm8 has
+    inverse_scale: float = 100.0
 
     @property
-    def attributes(self) -> dict[str, float]:
-        return {"epsilon": self.epsilon}
+    def attributes(self) -> dict[str, float | str]:
+        own = {"epsilon": self.epsilon}
+        return own | {"inverse_scale": self.inverse_scale, "format": self.format} if self.format else own
 
 
 CASES = [
@@ -33,6 +36,13 @@ CASES = [
     Case("far from zero", "E[s^2] - E[s]^2 would lose its digits", (3,), 384, mean=200.0, spread=0.5),
     Case("constant", "variance 0: y is beta", (2,), 384, mean=3.0, spread=0.0),
     Case("tiny", "a variance far below epsilon 1e-5, which decides", (2,), 384, spread=1e-4, epsilon=1e-5),
+    Case("float8", "BERT-base; the largest numbers lie just within 448", (1, 3), 768, format="float8"),
+    Case("float8 tinybert", "312 is no power of two", (2, 3), 312, format="float8"),
+    Case("float8 beyond", "much lies beyond 448 and must stay 448", (5,), 128, format="float8", inverse_scale=400.0),
+    Case("float8 small", "most numbers are subnormal in E4M3", (4,), 384, format="float8", inverse_scale=0.01),
+    Case("float8 empty", "no token: nothing to launch", (0,), 384, format="float8"),
+    Case("int8", "whole numbers, a half goes to the even one", (1, 3), 768, format="int8", inverse_scale=30.0),
+    Case("int8 beyond", "much lies beyond 127 and must stay 127", (5,), 128, format="int8", inverse_scale=100.0),
 ]
 BENCH_CASES = [
     Case("1x128", "BERT-base, one short question", (128,), 768),
@@ -40,6 +50,7 @@ BENCH_CASES = [
     Case("32x384", "BERT-base", (32 * 384,), 768),
     Case("minilm 32x384", "MiniLM", (32 * 384,), 384),
     Case("large 32x384", "BERT-large", (32 * 384,), 1024),
+    Case("32x384 float8", "BERT-base, with the second output", (32 * 384,), 768, format="float8"),
 ]
 
 

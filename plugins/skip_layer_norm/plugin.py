@@ -21,8 +21,17 @@ class SkipLayerNorm(Plugin):
     def launches(self, shapes: Mapping, dtype: str, kernels: Mapping) -> list[Launch]:
         *leading, width = shapes["x"]
         if shapes["residual"] != shapes["x"] or any(shapes[name] != (width,) for name in ("bias", "gamma", "beta")):
-            raise ValueError(f"skip_layer_norm: shapes {dict(shapes)} do not belong together")
-        kernel, rows = f"skip_layer_norm-{width}-{dtype}", math.prod(leading)
+            raise ValueError(f"{self.op}: shapes {dict(shapes)} do not belong together")
+        format = self.values.get("format", "")
+        kernel, rows = f"skip_layer_norm-{width}-{dtype}{format and '-'}{format}", math.prod(leading)
         each = kernels[kernel].constants["ROWS"]
-        arguments = ("x", "residual", "bias", "gamma", "beta", "y", rows, self.values["epsilon"])
-        return [Launch(kernel, (-(-rows // each),), arguments)]
+        numbers = [self.values[name] for name in ("epsilon", "inverse_scale") if name in self.values]
+        return [Launch(kernel, (-(-rows // each),), (*self.inputs, *self.outputs, rows, *numbers))]
+
+
+class SkipLayerNorm8(SkipLayerNorm):
+    """The same, and y * inverse_scale in float8 or int8 beside it: the next product takes q, the next residual is y."""
+
+    op = "skip_layer_norm8"
+    attributes: ClassVar = {"epsilon": 1e-12, "inverse_scale": 1.0, "format": "float8"}
+    outputs: ClassVar = {"y": "A", "q": "Q"}

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from plugins import formats
+
 
 def skip_layer_norm(
     x: np.ndarray,
@@ -17,6 +19,22 @@ def skip_layer_norm(
     dtype = np.result_type(x.dtype, np.float32)
     s = x.astype(dtype) + bias.astype(dtype) + residual.astype(dtype)
     return layer_norm(s, gamma, beta, epsilon)
+
+
+def skip_layer_norm8(
+    x: np.ndarray,
+    residual: np.ndarray,
+    bias: np.ndarray,
+    gamma: np.ndarray,
+    beta: np.ndarray,
+    *,
+    epsilon: float = 1e-12,
+    inverse_scale: float = 1.0,
+    format: str = "float8",
+) -> tuple[np.ndarray, np.ndarray]:
+    """(y as above, y * inverse_scale held within the format's range: what is rounded to it)."""
+    y = skip_layer_norm(x, residual, bias, gamma, beta, epsilon=epsilon)
+    return y, formats.scaled(y, inverse_scale, format)
 
 
 def layer_norm(s: np.ndarray, gamma: np.ndarray, beta: np.ndarray, epsilon: float) -> np.ndarray:
