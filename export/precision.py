@@ -46,7 +46,7 @@ def product_times(
     if plan is None or found.architecture not in plan.architectures:
         return f"this GPU, sm_{found.architecture}, is none of the plan's"
     profile = plan.profile
-    tokens = profile.tokens.usual if profile.tokens else profile.batch.usual * profile.length.usual
+    tokens = (profile.tokens or profile.batch).usual * (profile.length.usual if profile.length else 1)
     try:
         return _times(model, config, gelu, tokens)
     except (RuntimeError, ValueError, UserError) as error:

@@ -25,7 +25,7 @@ from plugins import formats
 from plugins.compile import SHORT, Variant
 from plugins.launch import Launch
 
-NAMES = {dtype: name for name, dtype in formats.DTYPES.items()}  # where numpy has another name than we do
+NAMES: dict[Any, str] = {dtype: name for name, dtype in formats.DTYPES.items()}  # where numpy has another name
 GUARD = 256  # bytes before and after each tensor; a multiple of 16, so that tensors stay aligned
 
 
@@ -78,7 +78,7 @@ class NumpyTensor:
     def __init__(self, array: np.ndarray | None) -> None:
         self.array: Any = array
 
-    dtype = property(lambda self: SHORT[NAMES.get(self.array.dtype, self.array.dtype.name)])
+    dtype = property(lambda self: SHORT[NAMES.get(self.array.dtype) or self.array.dtype.name])
     shape = property(lambda self: self.array.shape)
     device = "cpu"
 

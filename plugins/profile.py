@@ -79,7 +79,7 @@ class Record:
 
 def moved(op: str, shapes: Shapes, dtype: str) -> float:
     """Bytes of all inputs and of y, each once; of tables the rows that are looked up."""
-    size, rows, kinds = BYTES[dtype], math.prod(shapes["y"][:-1]), plugin(op).inputs | plugin(op).outputs
+    size, rows, kinds = BYTES[dtype], math.prod(shapes["y"][:-1]), {**plugin(op).inputs, **plugin(op).outputs}
     return sum(
         (1 if kinds[name] == "Q" else size) * (rows * shape[-1] if name.endswith("_table") else math.prod(shape))
         for name, shape in shapes.items()

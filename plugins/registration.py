@@ -54,9 +54,8 @@ class Plugin:
 
     def kinds(self) -> dict[str, str]:
         """Name -> dtype of the inputs and outputs in order, "A" as it is: the plugin does not know it."""
-        return {
-            name: self.values["format"] if kind == "Q" else kind for name, kind in (self.inputs | self.outputs).items()
-        }
+        kinds = {**self.inputs, **self.outputs}
+        return {name: self.values["format"] if kind == "Q" else kind for name, kind in kinds.items()}
 
     def output_shape(self, shapes: Mapping[str, Sequence[Any]]) -> Sequence[Any]:
         """Shape of the outputs from the inputs' shapes; unknown axes add, multiply and floor-divide."""

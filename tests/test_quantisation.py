@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import export_kit as kit
 import numpy as np
@@ -128,7 +129,7 @@ def test_each_product_can_stay_in_16_bits():
 def test_products_that_hurt_most_for_their_arithmetic_stay_until_the_error_is_small_enough(home, asked):
     said: list[str] = []
 
-    def choose(error, times="no GPU"):
+    def choose(error, times: Any = "no GPU"):
         found = calibration.calibrate(
             home / "model.onnx", asked.checkpoint, asked, format="float8", channels=False, layout="packed", gelu="erf",
             padded_head=32, error=error, times=times, say=said.append,

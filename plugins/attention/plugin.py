@@ -58,5 +58,5 @@ class Attention8(Attention):
     """The same with y * inverse_scale in float8 or int8 in y's place, for the product that follows."""
 
     op = "attention8"
-    attributes: ClassVar = Attention.attributes | {"inverse_scale": 1.0, "format": "float8"}
+    attributes: ClassVar = {**Attention.attributes, "inverse_scale": 1.0, "format": "float8"}
     outputs: ClassVar = {"y": "Q"}

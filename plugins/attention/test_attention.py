@@ -219,9 +219,9 @@ def test_the_engine_is_the_reference(case, dtype):
 @pytest.mark.gpu
 @pytest.mark.parametrize("case", CASES8, ids=lambda case: case.name)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("wide", [False, True], ids=["narrow", "wide"])
-def test_the_launched_kernel_in_8_bits_is_the_reference(case, dtype, wide, monkeypatch):
-    monkeypatch.setattr(plugin, "WIDE_FROM", 0 if wide else plugin.WIDE_FROM)
+@pytest.mark.parametrize("few", [plugin.FEW_PROGRAMS, 0], ids=["few", "many"])
+def test_the_launched_kernel_in_8_bits_is_the_reference(case, dtype, few, monkeypatch):
+    monkeypatch.setattr(plugin, "FEW_PROGRAMS", few)
     given = legs.inputs("attention8", case, dtype)
     with Device() as device:
         right8(legs.launched(device, "attention8", case, given, dtype), case, given, dtype)

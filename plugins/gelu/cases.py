@@ -17,7 +17,7 @@ class Case:
 
     @property
     def attributes(self) -> dict[str, float | str]:
-        own = {"approximate": self.approximate}
+        own: dict[str, float | str] = {"approximate": self.approximate}
         return own | {"inverse_scale": self.inverse_scale, "format": self.format} if self.format else own
 
 

@@ -83,7 +83,7 @@ class Linear8Gelu8(Linear8):
     """That times inverse_scale float32 [1], in Q."""
 
     op = "linear8_gelu8"
-    inputs: ClassVar = Linear8.inputs | {"inverse_scale": "float32"}
+    inputs: ClassVar = {**Linear8.inputs, "inverse_scale": "float32"}
     outputs: ClassVar = {"y": "Q"}
 
     def workspace(self, shapes: Mapping, dtype: str) -> int:

@@ -1,5 +1,7 @@
 """linear8 and its kin: reference, function and kernel say the same, and cuBLASLt is told what is meant."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from nvmath.bindings import cublasLt
@@ -21,7 +23,7 @@ ALL = [(op, case, dtype) for op in OPS for case in CASES for dtype in ("float16"
 FLOAT8 = [(op, case, dtype) for op, case, dtype in ALL if case.format == "float8"]
 INT8 = [(op, case, dtype) for op, case, dtype in ALL if case.format == "int8"]
 CASE = {case.name: case for case in CASES}
-SHORT_SUMS = {"slack": 2**-7, "share": 0.2}  # what float8's short sums on a GPU may add to the errors
+SHORT_SUMS: Any = {"slack": 2**-7, "share": 0.2}  # what float8's short sums on a GPU may add to the errors
 
 
 def ids(item):

@@ -19,7 +19,7 @@ class Case:
 
     @property
     def attributes(self) -> dict[str, float | str]:
-        own = {"epsilon": self.epsilon}
+        own: dict[str, float | str] = {"epsilon": self.epsilon}
         return own | {"inverse_scale": self.inverse_scale, "format": self.format} if self.format else own
 
 
