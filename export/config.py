@@ -150,6 +150,7 @@ class ExportConfig(GateConfig, PlanConfig, QuantisationConfig, GraphConfig):
             raise UsageError(
                 "the plugins compute in float16 and bfloat16; take --plugins none with --precision float32"
             )
+        self.architectures()
         if self.precision in FORMATS:
             self._check_formats(chosen)
 

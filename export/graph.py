@@ -17,24 +17,19 @@ Nodes are named by where they are, `layer_3/attention/qkv`, and weights have the
 
 from collections import Counter
 from collections.abc import Collection
-from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 import plugins
-from configs import __version__
-from configs.errors import UserError
 from export.quantisation import Quantisation
+from export.writer import DTYPES as DTYPES
+from export.writer import Writer
 from model.config import BertConfig
 from plugins import formats
 
-DTYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
 LAYOUTS = ("packed", "padded")
-OPSET, IR = 20, 10  # what ONNX Runtime 1.18 and TensorRT's parser of today both read
-TWO_OUTPUTS = ("embed_layer_norm8", "skip_layer_norm8")  # the second, `NODE/8`, is for the product, the first for all
 HEAD_MULTIPLE = 8  # kernels load 16 bytes at once: 8 values of two bytes
 Tensors = dict[str, np.ndarray]
 
@@ -68,7 +63,7 @@ def build(
     Returns: a model that holds its weights.
     Raises: UserError where a weight is too large for float16.
     """
-    writer = _Writer(precision, quantisation)
+    writer = Writer(precision, quantisation)
     inputs = {"token_ids": ["T"], "segment_ids": ["T"], "position_ids": ["T"], "cu_seqlens": ["B+1"]}
     rows, sequences = ["T"], "cu_seqlens"
     if layout == "padded":
@@ -128,68 +123,7 @@ def padded_head_size(config: BertConfig) -> int:
     return -(-config.head_size // HEAD_MULTIPLE) * HEAD_MULTIPLE
 
 
-@dataclass
-class _Writer:
-    """Collects nodes and weights. A node's first output has the node's name unless another is given."""
-
-    precision: str
-    quantisation: Quantisation | None = None
-    nodes: list[onnx.NodeProto] = field(default_factory=list)
-    weights: dict[str, onnx.TensorProto] = field(default_factory=dict)
-    functions: dict[str, onnx.FunctionProto] = field(default_factory=dict)
-
-    @property
-    def dtype(self) -> int:
-        return DTYPES[self.precision]
-
-    def op(self, name: str, op: str, inputs: list[str], output: str = "", **attributes: Any) -> str:
-        """A standard ONNX node; returns its output's name."""
-        outputs = [output or name, f"{name}/8"] if op in TWO_OUTPUTS else [output or name]
-        self.nodes.append(helper.make_node(op, inputs, outputs, name=name, **attributes))
-        return output or name
-
-    def retort(self, name: str, op: str, inputs: list[str], output: str = "", **attributes: Any) -> str:
-        """A node of ours, with the function that says what it means. Every node of an op shares that function."""
-        if op not in self.functions:
-            self.functions[op] = plugins.function(op, self.dtype, **attributes)
-        # With a body present TensorRT takes the plugin only if the node names its namespace and version.
-        attributes |= {"plugin_namespace": plugins.DOMAIN, "plugin_version": str(plugins.VERSION)}
-        return self.op(name, op, inputs, output, domain=plugins.DOMAIN, **attributes)
-
-    def producer(self, name: str, op: str, inputs: list[str], product: str, output: str = "", **attributes: Any) -> str:
-        """A node whose result the named product multiplies: op, or `op`8 where that product is 8 bits wide."""
-        if self.quantisation is None or product not in self.quantisation:
-            return self.retort(name, op, inputs, output, **attributes)
-        eight = {"inverse_scale": self.quantisation.inverse(product), "format": self.quantisation.format}
-        return self.retort(name, f"{op}8", inputs, output, **attributes, **eight)
-
-    def weight(self, name: str, array: np.ndarray, dtype: int | None = None) -> str:
-        """An initializer, cast once from float32; `dtype` None is the precision's. Returns its name."""
-        if name not in self.weights:
-            numpy_dtype = helper.tensor_dtype_to_np_dtype(self.dtype if dtype is None else dtype)
-            if numpy_dtype == np.float16:
-                _refuse_overflow(name, array)
-            self.weights[name] = numpy_helper.from_array(array.astype(numpy_dtype), name)
-        return name
-
-    def model(self, title: str, inputs, outputs, functions) -> onnx.ModelProto:
-        graph = helper.make_graph(self.nodes, "bert", inputs, outputs, list(self.weights.values()), doc_string=title)
-        domains = [helper.make_opsetid("", OPSET), helper.make_opsetid(plugins.DOMAIN, plugins.VERSION)]
-        return helper.make_model(
-            graph, functions=functions, opset_imports=domains, ir_version=IR,
-            producer_name="retort", producer_version=__version__,
-        )  # fmt: skip
-
-
-def _refuse_overflow(name: str, array: np.ndarray) -> None:
-    largest, most = float(np.abs(array).max(initial=0)), float(np.finfo(np.float16).max)
-    if largest > most:
-        raise UserError(
-            f"{name} reaches {largest:.3g}, float16 ends at {most:,.0f}; export with --precision bfloat16 or float32"
-        )
-
-
-def _positions(writer: _Writer) -> None:
+def _positions(writer: Writer) -> None:
     """`position_ids` int32 [B, S]: every row is 0 to S - 1."""
     shape = writer.op("position_ids/shape", "Shape", ["token_ids"])  # int64 [2]: B, S
     axis = writer.weight("position_ids/axis", np.array(1), TensorProto.INT64)
@@ -203,7 +137,7 @@ def _positions(writer: _Writer) -> None:
     writer.op("position_ids", "Expand", [row, shape])
 
 
-def _embeddings(writer: _Writer, tensors: Tensors, config: BertConfig) -> str:
+def _embeddings(writer: Writer, tensors: Tensors, config: BertConfig) -> str:
     tables = [writer.weight(name, tensors[name]) for name in _names("embeddings", "token", "position", "segment")]
     norm = _norm_weights(writer, tensors, "embeddings.norm")
     inputs = ["token_ids", "segment_ids", "position_ids", *tables, *norm]
@@ -212,7 +146,7 @@ def _embeddings(writer: _Writer, tensors: Tensors, config: BertConfig) -> str:
 
 
 def _layer(
-    writer: _Writer, tensors: Tensors, config: BertConfig, index: int, x: str, sequences: str,
+    writer: Writer, tensors: Tensors, config: BertConfig, index: int, x: str, sequences: str,
     layout: str, gelu: str, fused: bool, output: str,
 ) -> str:  # fmt: skip
     """One transformer layer on x A rows+[H]; `sequences` is the input that tells sequences apart."""
@@ -241,7 +175,7 @@ def _layer(
     )  # fmt: skip
 
 
-def _ffn_in(writer: _Writer, tensors: Tensors, here: str, there: str, x: str, gelu: str) -> str:
+def _ffn_in(writer: Writer, tensors: Tensors, here: str, there: str, x: str, gelu: str) -> str:
     """GELU(x W + b). The tanh form joins the product before it, unless that writes 16 bits and 8 are to come out."""
     kernel, bias = tensors[f"{there}.ffn.in.kernel"], tensors[f"{there}.ffn.in.bias"]
     eight = writer.quantisation or ()
@@ -254,7 +188,7 @@ def _ffn_in(writer: _Writer, tensors: Tensors, here: str, there: str, x: str, ge
     return writer.producer(f"{here}/ffn/gelu", "gelu", [inner], f"{there}.ffn.out", approximate=approximate)
 
 
-def _linear(writer: _Writer, name, source, x, kernel, bias, op="linear", out="") -> str:
+def _linear(writer: Writer, name, source, x, kernel, bias, op="linear", out="") -> str:
     """x W + b. Where the layer norm that follows adds the bias, in float32, b is one vector of zeros for all.
 
     Of an 8-bit product x is the 8-bit output of the node that wrote it; out: the 8-bit product that multiplies the
@@ -281,7 +215,7 @@ def _linear(writer: _Writer, name, source, x, kernel, bias, op="linear", out="")
 
 
 def _linear_skip_norm(
-    writer: _Writer, tensors, here, source, inner, kernel, x, config, fused, product, output=""
+    writer: Writer, tensors, here, source, inner, kernel, x, config, fused, product, output=""
 ) -> str:
     """The layer norm of inner W + b + x, as one node or as two. product: the one that multiplies the result."""
     bias = writer.weight(f"{source}.out.bias", tensors[f"{source}.out.bias"])
@@ -295,7 +229,7 @@ def _linear_skip_norm(
     return writer.producer(f"{here}/norm", "skip_layer_norm", [update, x, bias, *norm], product, output, **epsilon)
 
 
-def _norm_weights(writer: _Writer, tensors: Tensors, source: str) -> list[str]:
+def _norm_weights(writer: Writer, tensors: Tensors, source: str) -> list[str]:
     return [writer.weight(name, tensors[name], TensorProto.FLOAT) for name in _names(source, "scale", "offset")]
 
 
@@ -312,7 +246,7 @@ def _pad_heads(array: np.ndarray, size: int, pad: int, axis: int) -> np.ndarray:
     return np.pad(split, widths).reshape(*before, -1, *after)
 
 
-def _span_head(writer: _Writer, tensors: Tensors, x: str) -> None:
+def _span_head(writer: Writer, tensors: Tensors, x: str) -> None:
     """float32 from here on: x W + b, whose two columns are the start and the end logits.
 
     Written as a product and a sum a column: a matrix product 2 wide gains nothing from tensor cores, and TensorRT-RTX

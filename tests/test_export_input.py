@@ -96,7 +96,7 @@ def settings(*argv: str) -> ExportConfig:
     (("--out", "e", "--arch", "80,95"), "--arch: '95' is not known; there are 75, 80, 86, 89, 90, 100, 120 or 121"),
     (("--out", "e", "--arch", "native"), "--arch: 'native' is not known"),
     (("--out", "e", "--precision", "float32", "--plugins", "all"), "the plugins compute in float16 and bfloat16; take"),
-    (("--out", "e", "--precision", "int8"), "--precision takes float16, bfloat16 or float32; got 'int8'"),
+    (("--out", "e", "--precision", "int4"), "--precision takes float16, bfloat16, float32, float8, int8 or auto; got"),
     (("--out", "e", "--target", "tensorrtx"), "tensorrt_rtx or none; got 'tensorrtx' (did you mean tensorrt?)"),
     (("--out", "e", "--tolerance", "0"), "--tolerance must be more than 0"),
 ])  # fmt: skip
@@ -107,7 +107,7 @@ def test_settings_that_cannot_be_met_are_refused(argv, message):
 
 def test_plugins_and_architectures_are_read_as_they_are_meant():
     assert settings("--out", "e").plugin_names() == settings("--out", "e", "--plugins", "all").plugin_names()
-    assert len(settings("--out", "e").plugin_names()) == 6
+    assert len(settings("--out", "e").plugin_names()) == 7
     assert settings("--out", "e", "--precision", "float32").plugin_names() == ()
     assert settings("--out", "e", "--plugins", "none").plugin_names() == ()
     assert settings("--out", "e", "--plugins", "linear, attention").plugin_names() == ("attention", "linear")
