@@ -50,6 +50,8 @@ class Matmul:
                 _handles[self._context] = library.create()
             self._handle = _handles[self._context]
         self._beta = _ONE if product.skip else _ZERO  # of the C that is added
+        # Without a residual C is D, or null where they differ in dtype: cuBLASLt refuses such a C in D's place.
+        self._in_place = int(product.matrices[2] == product.matrices[3])
         self._descriptor = library.matmul_desc_create(*_float32_compute())
         self._layouts = [  # of A, B, C and D
             library.matrix_layout_create(data_type(dtype), *matrix) for dtype, matrix in product.matrices
@@ -71,7 +73,7 @@ class Matmul:
 
         The first call for a size class that is not being captured waits for the stream and times the candidates.
         """
-        c = residual if self.product.skip and residual is not None else y
+        c = residual if self.product.skip and residual is not None else y * self._in_place
         if (x | weight | bias | y | workspace | c) % ALIGNMENT:
             raise ValueError(f"{self.product}: an address is not a multiple of {ALIGNMENT}")
         self._point("BIAS_POINTER", bias)

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from plugins import formats
 from plugins.launch import Launch, Prepared
-from plugins.linear.matmul import WORKSPACE
+from plugins.linear.matmul import WORKSPACE, MatmulError
 from plugins.linear8.matmul8 import Matmul8, Product8
 from plugins.registration import Plugin, Run
 
@@ -94,12 +94,29 @@ class Linear8Gelu8(Linear8):
         if self.values["format"] == "int8":
             return super().prepare(shapes, dtype)
         product = self.product(shapes, dtype)
-        if not product.channels:
+        if not product.tokens:
+            return lambda stream, addresses, workspace: None
+        if product.channels:
+            return self._in_two_steps(product, dtype)
+        try:
+            chosen, proven = super().prepare(shapes, dtype), False
+        except ValueError as error:
+            _tell_of_two_steps(error)
+            return self._in_two_steps(product, dtype)
+
+        def run(stream, addresses, workspace):
+            nonlocal chosen, proven
             try:
-                return super().prepare(shapes, dtype)
-            except ValueError as error:
-                warnings.warn(f"{error}; bias, GELU and float8 are a kernel of their own there", stacklevel=2)
-        return self._in_two_steps(product, dtype)
+                chosen(stream, addresses, workspace)
+            except MatmulError as error:  # an algorithm that is listed may be refused when it is called
+                if proven:
+                    raise
+                _tell_of_two_steps(error)
+                chosen = self._in_two_steps(product, dtype)
+                chosen(stream, addresses, workspace)
+            proven = True
+
+        return run
 
     def _in_two_steps(self, product: Product8, dtype: str) -> Run:
         """Where cuBLASLt does not write float8: y in A into the workspace, from there through GELU into float8."""
@@ -117,3 +134,7 @@ class Linear8Gelu8(Linear8):
             after(stream, [sums, inverse_scale, y])
 
         return run
+
+
+def _tell_of_two_steps(error: Exception) -> None:
+    warnings.warn(f"{error}; bias, GELU and float8 are a kernel of their own there", stacklevel=3)

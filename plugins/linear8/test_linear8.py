@@ -229,6 +229,26 @@ def test_the_int8_kernels_use_tensor_cores(arch):
     assert {name.split("-")[3] for name in found} == {"tall", "wide"}
 
 
+def test_a_call_that_cublaslt_refuses_is_made_in_two_steps_from_then_on(monkeypatch):
+    case = next(case for case in CASES if case.name == "packed")
+    given = legs.inputs("linear8_gelu8", case, "float16")
+    shapes = legs.shapes("linear8_gelu8", case, given)
+    made = plugin("linear8_gelu8")(case.attributes)
+    calls = []
+
+    def refuse(stream, addresses, workspace):
+        calls.append("fused")
+        raise matmul.MatmulError("no such value")
+
+    monkeypatch.setattr(Linear8, "prepare", lambda *_: refuse)
+    monkeypatch.setattr(made, "_in_two_steps", lambda *_: lambda *_: calls.append("two steps"))
+    run = made.prepare(shapes, "float16")
+    with pytest.warns(UserWarning, match="no such value; bias, GELU and float8 are a kernel of their own there"):
+        run(5, [], 0)
+    run(5, [], 0)
+    assert calls == ["fused", "two steps", "two steps"]
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize(("op", "case", "dtype"), ALL, ids=ids)
 def test_the_launched_product_is_the_reference(op, case, dtype):
