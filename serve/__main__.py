@@ -1,4 +1,4 @@
-"""`python serve.py`: an engine folder answers one question, or all of a file, which it then scores."""
+"""`python serve.py`: an engine folder answers one question, all of a file, which it then scores, or over HTTP."""
 
 import json
 import os
@@ -22,6 +22,10 @@ MOST_BYTES = 64 * 1024**2  # of --context-file
 
 def main(config: ServeConfig) -> dict:
     """Answer as told; returns {"out", "metrics"}."""
+    if config.port is not None:
+        from serve import listen
+
+        return listen.run(config)
     session = Session.open(config.engine, config.runtime, list(config.providers) or None, threads=config.threads)
     with session:
         print(f"runtime: {session.why}", flush=True)
