@@ -58,6 +58,13 @@ class ServerConfig(EngineConfig):
     )
     tokenisers: int = setting(2, least=1, most=64, help="threads that cut text into tokens")
     drain_s: float = setting(30.0, above=0.0, most=3600.0, help="to finish what is under way once told to stop")
+    workers: int | None = setting(
+        None, least=1, most=64, help="processes that answer at the port, each on its GPU where there are several; a "
+        "supervisor replaces one that dies or hangs. None: this process answers itself, without a supervisor"
+    )  # fmt: skip
+    hang_s: float = setting(
+        30.0, least=1.0, most=3600.0, help="a worker that has not answered for so long is killed and replaced"
+    )
 
     @property
     def batch_tokens(self) -> int | Literal["auto"]:
@@ -71,13 +78,18 @@ class ServerConfig(EngineConfig):
     def check_server(self) -> None:
         """Raises: UsageError where settings of the server do not go together."""
         if self.port is None:
-            needless = [name for name in ("root", "load", "token_file") if getattr(self, name)]
+            needless = [name for name in ("root", "load", "token_file", "workers") if getattr(self, name)]
             if needless:
                 raise UsageError(f"--{needless[0].replace('_', '-')} goes with --port, which starts the server")
         if self.load and not self.root:
             raise UsageError("--load names folders below --root; give --root")
         if self.root and not self.token_file:
             raise UsageError("--root lets clients load engines, so they must show a secret: give --token-file")
+        if self.root and self.workers:
+            raise UsageError(
+                "with --workers a load over HTTP would reach one of them alone; leave --root out, exchange the engine "
+                "folder and send the supervisor SIGHUP"
+            )
         _ = self.batch_tokens
 
 

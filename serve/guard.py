@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 import hmac
 import json
+import os
 import re
 import sys
 import time
@@ -65,7 +66,7 @@ def status_of(error: BaseException) -> int:
 
 def log(event: str, **fields: Any) -> None:
     """One line of JSON on stderr."""
-    line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **fields}
+    line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, "pid": os.getpid(), **fields}
     sys.stderr.write(json.dumps(line, ensure_ascii=True, default=str) + "\n")
     sys.stderr.flush()
 

@@ -4,10 +4,15 @@ Once told to stop it takes no connection any more, answers what is under way, at
 and ends with 0. A load balancer needs no more than that its next request goes elsewhere.
 """
 
+import asyncio
 import ipaddress
 import logging
+import resource
 import signal
 import socket
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.connection import Connection
 from types import FrameType
 from typing import Any
 
@@ -15,11 +20,16 @@ import uvicorn
 
 from configs.errors import UserError
 from serve.config import ServerConfig
+from serve.engines import Engines
 from serve.guard import log
 from serve.metrics import Metrics
-from serve.server import create_app, opened, secret
+from serve.server import create_app, opened, ready, secret
+from serve.supervisor import Report, supervise
 
 CONNECTIONS = 4096  # at the same time; each may hold a body of --max-bytes
+KEEP_S = 75  # an idle connection is kept: longer than load balancers keep theirs, who would else send into a closed one
+BACKLOG = 2048  # connections that nobody has taken yet
+BEAT_S = 2.0  # between two reports of a worker that it answers
 
 
 class JsonLines(logging.Handler):
@@ -31,11 +41,12 @@ class JsonLines(logging.Handler):
 
 
 class _Server(uvicorn.Server):
-    serving = ""
-
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        print(self.serving, flush=True)  # not before: whoever reads it may ask at once
+        self.started_up()  # not before: whoever is told may ask at once
+
+    def started_up(self) -> None:
+        """Called in the server's loop once it listens."""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         log("draining", signal=signal.Signals(sig).name)
@@ -46,30 +57,79 @@ def run(config: ServerConfig) -> dict[str, Any]:
     """Serve until told to stop; returns {"out", "metrics"}. Raises: UserError where it cannot begin."""
     listener = _bound(config.host, config.port or 0)  # before the engines are opened, which takes longer
     with listener:
-        secret(config.token_file)  # before the engines, too: they take long
-        metrics = Metrics()
-        engines = opened(config, metrics)
-        try:
-            app = create_app(config, engines, metrics)
-            host, port = listener.getsockname()[:2]
-            shown = f"[{host}]" if ":" in host else host
-            _log_in_json()
-            if not config.token_file and not ipaddress.ip_address(host).is_loopback:
-                log("warning", message=f"anyone who reaches {shown}:{port} may ask; --token-file asks for a secret")
-            server = _Server(uvicorn.Config(
-                app, log_config=None, access_log=False, lifespan="on", ws="none", server_header=False,
-                timeout_graceful_shutdown=max(1, round(config.drain_s)), limit_concurrency=CONNECTIONS, backlog=2048,
-            ))  # fmt: skip
-            # uvicorn raises the signal again once it is done, which would end the process by it and not with 0.
-            signal.signal(signal.SIGTERM, lambda *_: None)
-            for engine in engines.engines():
-                print(f"{engine.name}: {engine.reader.session.why}", flush=True)
-            server.serving = f"serving on http://{shown}:{port}/ (Ctrl-C or SIGTERM ends it)"
-            server.run(sockets=[listener])
-        finally:
-            engines.close()
+        host, port = listener.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        secret(config.token_file)  # before the engines, too
+        if not config.token_file and not ipaddress.ip_address(host).is_loopback:
+            log("warning", message=f"anyone who reaches {shown}:{port} may ask; --token-file asks for a secret")
+
+        def serving() -> None:
+            print(f"serving on http://{shown}:{port}/ (Ctrl-C or SIGTERM ends it)", flush=True)
+
+        if config.workers:
+            told = supervise(config, listener, work, serving)
+        else:
+            told = {"requests": serve(config, listener, lambda _: serving())}
     log("stopped")
-    return {"out": None, "metrics": {"host": host, "port": port, "requests": server.server_state.total_requests}}
+    return {"out": None, "metrics": {"host": host, "port": port} | told}
+
+
+def serve(
+    config: ServerConfig, listener: socket.socket, started: Callable[[Engines], object], *, shares: bool = False
+) -> int:
+    """Open the engines and answer until told to stop; `started(engines)` in the server's loop once it listens.
+
+    `shares`: other processes listen at the same socket. Then connections are taken one by one, so that whoever is less
+    busy takes more of them: uvloop, and asyncio with a long backlog, take all that are there.
+
+    Returns the number of requests. Raises: UserError where an engine cannot be opened.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)  # 1,024 often, which is fewer than CONNECTIONS
+    most = max(2 * CONNECTIONS, soft)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+    metrics = Metrics()
+    engines = opened(config, metrics)
+    try:
+        _log_in_json()
+        way: dict[str, Any] = {"loop": "asyncio", "backlog": 1} if shares else {"backlog": BACKLOG}
+        server = _Server(uvicorn.Config(
+            create_app(config, engines, metrics), log_config=None, access_log=False, lifespan="on", ws="none",
+            server_header=False, timeout_graceful_shutdown=max(1, round(config.drain_s)), timeout_keep_alive=KEEP_S,
+            limit_concurrency=CONNECTIONS, **way,
+        ))  # fmt: skip
+        # uvicorn raises the signal again once it is done, which would end the process by it and not with 0.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: None)
+        for engine in engines.engines():
+            print(f"{engine.name}: {engine.reader.session.why}", flush=True)
+        def started_up() -> None:
+            listener.listen(BACKLOG)  # the kernel's own queue is long in any case
+            started(engines)
+
+        server.started_up = started_up  # type: ignore[method-assign]
+        server.run(sockets=[listener])
+        return server.server_state.total_requests
+    finally:
+        engines.close()
+
+
+def work(config: ServerConfig, listener: socket.socket, pipe: Connection) -> None:
+    """A worker's process: the server, and reports to the supervisor as long as every engine answers."""
+    report, beating = Report(pipe), list[asyncio.Task]()
+
+    async def beat(engines: Engines) -> None:
+        while True:
+            with suppress(Exception):  # silence is what the supervisor listens for
+                await asyncio.gather(*(ready(engines, name) for name in engines.names()))
+                report.alive()
+            await asyncio.sleep(BEAT_S)
+
+    try:
+        begin = lambda engines: beating.append(asyncio.ensure_future(beat(engines)))  # noqa: E731
+        serve(config, listener, begin, shares=True)
+    except UserError as error:
+        report.failed(str(error))
+        raise SystemExit(1) from None
 
 
 def _bound(host: str, port: int) -> socket.socket:

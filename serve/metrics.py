@@ -5,12 +5,16 @@ Of a question:
     compute     batch in to logits out                      total       from submit to the answer
     overhead    all that is the server's own: the request's time in HTTP less `total`
 Of a batch, whatever was in it: batch_tokens, batch_sequences, batch_compute.
+
+Of several workers, histograms and counts are sums over all of them, the dead ones included; what waits in the queues is
+that of the worker which was asked, whose process the label `worker` names.
 """
 
+import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest, multiprocess
 from prometheus_client.core import GaugeMetricFamily, Metric
 
 if TYPE_CHECKING:
@@ -51,7 +55,11 @@ class Metrics:
             "retort_http_seconds", "request in to response out", ["path"], buckets=SECONDS, registry=self.registry
         )
         self._queues: dict[str, Any] = {}
-        self.registry.register(self)  # pyright: ignore[reportArgumentType]
+        self._together = bool(os.environ.get("PROMETHEUS_MULTIPROC_DIR"))  # set by serve/supervisor.py
+        self._shown = CollectorRegistry() if self._together else self.registry
+        if self._together:
+            multiprocess.MultiProcessCollector(self._shown)
+        self._shown.register(self)  # pyright: ignore[reportArgumentType]
 
     def watch(self, name: str, engine: "Engine | None") -> None:
         """Show this engine's batches and queue under the name, instead of the one's before it; None: no longer."""
@@ -80,15 +88,16 @@ class Metrics:
         self._stages["overhead"].labels(model).observe(max(seconds, 0.0))
 
     def text(self) -> bytes:
-        return generate_latest(self.registry)
+        return generate_latest(self._shown)
 
     def collect(self) -> Iterable[Metric]:
         """Numbers of the batchers as they are now."""
         families: dict[str, GaugeMetricFamily] = {}
+        labels, worker = (["model", "worker"], [str(os.getpid())]) if self._together else (["model"], [])
         for name, batcher in list(self._queues.items()):
             for key, value in batcher.stats().items():
                 if isinstance(value, int | float):
                     title = f"retort_batcher_{key}"
-                    family = families.setdefault(title, GaugeMetricFamily(title, "see Batcher.stats", labels=["model"]))
-                    family.add_metric([name], float(value))
+                    family = families.setdefault(title, GaugeMetricFamily(title, "see Batcher.stats", labels=labels))
+                    family.add_metric([name, *worker], float(value))
         return list(families.values())

@@ -8,6 +8,7 @@ request out of the queue.
 """
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -69,7 +70,8 @@ def create_app(config: ServerConfig, engines: Engines | None = None, metrics: Me
     @app.get("/v2")
     async def about() -> Response:
         extensions = ["binary_tensor_data", "model_repository"]
-        return in_json({"name": "retort", "version": __version__, "extensions": extensions})
+        about = {"name": "retort", "version": __version__, "extensions": extensions}
+        return in_json(about | {"worker": os.getpid()})  # of several, the one that answered
 
     @app.get("/v2/models/{model}")
     @app.get("/v2/models/{model}/versions/{version}")

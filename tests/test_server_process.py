@@ -56,8 +56,16 @@ def post(port: int, body: dict = ASK, headers: dict | None = None) -> tuple[int,
         connection.request("POST", "/answer", json.dumps(body), headers or {})
         response = connection.getresponse()
         return response.status, json.loads(response.read())
+    except http.client.HTTPException as error:
+        raise ConnectionError(str(error)) from error
     finally:
         connection.close()
+
+
+def logged(folder: Path) -> list[dict]:
+    """The server's log, of the process whose engine lies in the folder."""
+    lines = (folder / "log").read_text().splitlines()
+    return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +146,7 @@ def test_sigterm_answers_what_is_under_way_takes_nothing_new_and_ends_with_0(tmp
         idle.close()
         assert server.stdout
         assert json.loads(server.stdout.read().splitlines()[-1])["metrics"]["requests"] == 1
-    events = [json.loads(line)["event"] for line in (tmp_path / "log").read_text().splitlines() if line[0] == "{"]
+    events = [line["event"] for line in logged(tmp_path)]
     assert events.count("draining") == 1
     assert events[-1] == "stopped"
 
