@@ -26,7 +26,9 @@ def main(config: ServeConfig) -> dict:
         from serve import listen
 
         return listen.run(config)
-    session = Session.open(config.engine, config.runtime, list(config.providers) or None, threads=config.threads)
+    session = Session.open(
+        config.engine, config.runtime, list(config.providers) or None, threads=config.threads, calls=config.calls or 1
+    )  # fmt: skip
     with session:
         print(f"runtime: {session.why}", flush=True)
         reader = Reader(config.engine, session=session)

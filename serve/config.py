@@ -22,8 +22,13 @@ class EngineConfig:
         (), help="ONNX Runtime's execution providers, the best first; none: CUDA where it is installed, then the CPU"
     )
     threads: int | None = setting(
-        None, least=1, most=1024, help="ONNX Runtime's threads for one call; none: the cores that the process may use"
+        None, least=1, most=1024, help="ONNX Runtime's threads for one call; none: the process's cores over --calls"
     )
+    calls: int | None = setting(
+        None, least=1, most=64, help="ONNX Runtime's calls at a time on a CPU: with several of few threads a busy one "
+        "does more, with one of many a question that comes alone is answered sooner. None: for a server as many as "
+        "cores, 8 at the most, else one"
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,9 @@ class ServerConfig(EngineConfig):
     queue_tokens: int = setting(
         200_000, least=100, help="tokens that may wait for their turn; a request beyond them is told to come back"
     )
-    tokenisers: int = setting(2, least=1, most=64, help="threads that cut text into tokens")
+    tokenisers: int | None = setting(
+        None, least=1, most=64, help="threads that cut text into tokens; none: half of the cores, 2 to 8"
+    )
     drain_s: float = setting(30.0, above=0.0, most=3600.0, help="to finish what is under way once told to stop")
     workers: int | None = setting(
         None, least=1, most=64, help="processes that answer at the port, each on its GPU where there are several; a "

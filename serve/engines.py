@@ -24,6 +24,7 @@ from typing import Any
 from absl import logging
 
 from configs.errors import UserError
+from serve import gpu
 from serve.config import ServerConfig
 from serve.reader import Reader
 from serve.session import Session
@@ -32,6 +33,7 @@ NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 PROOF = ("Is it ready?", "It is ready when it answers.")
 PROOF_S = 60.0  # for the first inference of an engine: a GPU's kernels may be compiled in it
 FRESH_S = 1.0  # an inference so long ago still proves that an engine is ready
+MOST_CALLS = 8  # of ONNX Runtime at a time, unless more are asked for
 HANG_S = 5.0  # for the device to finish the batches that it has when an engine is closed
 
 
@@ -225,13 +227,18 @@ def opener(config: ServerConfig) -> Opener:
     def opened(name: str, folder: Path) -> Engine:
         from serve.batcher import Batcher
 
-        session = Session.open(folder, config.runtime, list(config.providers) or None, threads=config.threads)
+        cores = max(1, gpu.cores() // (config.workers or 1))
+        calls = config.calls or min(cores, MOST_CALLS)
+        threads = config.threads or max(1, cores // calls)
+        providers = list(config.providers) or None
+        session = Session.open(folder, config.runtime, providers, threads=threads, calls=calls)
         try:
             reader = Reader(folder, session=session)
             batcher = Batcher(
                 reader, token_budget=config.batch_tokens,
                 most_sequences=config.most_sequences or session.manifest.profile.batch.most,
-                max_delay_ms=config.max_delay_ms, queue_limit_tokens=config.queue_tokens, tokenisers=config.tokenisers,
+                max_delay_ms=config.max_delay_ms, queue_limit_tokens=config.queue_tokens,
+                tokenisers=config.tokenisers or min(max(gpu.cores() // 2, 2), 8),
             )  # fmt: skip
         except BaseException:
             session.close()

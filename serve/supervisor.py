@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -108,12 +108,9 @@ class Supervisor:
 
     def _start(self, place: int, replaces: Worker | None = None) -> None:
         ours, theirs = self._context.Pipe()
-        config = self._config
-        if config.threads is None and not self._gpus:  # the cores are shared; on a GPU ONNX Runtime's hardly matter
-            config = replace(config, threads=max(1, gpu.cores() // len(self._places)))
         if len(self._gpus) > 1:  # a child's own environment, read when it first asks CUDA
             os.environ["CUDA_VISIBLE_DEVICES"] = self._gpus[place % len(self._gpus)]
-        process = self._context.Process(target=self._work, args=(config, self._listener, theirs))
+        process = self._context.Process(target=self._work, args=(self._config, self._listener, theirs))
         process.start()
         theirs.close()
         self._workers.append(Worker(place, process, ours, replaces=replaces))
