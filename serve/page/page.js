@@ -71,12 +71,16 @@ function show(told, context, roundTrip) {
   say(`Answer: ${answer}`);
 }
 
+let asking = false;
+
 async function ask(event) {
   event?.preventDefault();
+  if (asking) return;
+  asking = true;
   const context = part("context").value;
   const headers = { "Content-Type": "application/json" };
   if (part("secret").value) headers.Authorization = `Bearer ${part("secret").value}`;
-  part("ask").disabled = true;
+  part("ask").setAttribute("aria-disabled", "true"); // not `disabled`, which would take the focus away
   say("Asking ...");
   try {
     const begin = performance.now();
@@ -96,7 +100,8 @@ async function ask(event) {
   } catch (error) {
     say(`The server did not answer (${error.message}).`, true);
   } finally {
-    part("ask").disabled = false;
+    asking = false;
+    part("ask").removeAttribute("aria-disabled");
   }
 }
 
