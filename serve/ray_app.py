@@ -50,7 +50,7 @@ class RayConfig(ServerConfig):
         None, least=1, most=1000, help="as the load demands, up to so many replicas; none: as many as --replicas"
     )
     ongoing: float = setting(32.0, above=0.0, help="requests under way at a replica, above which one more is started")
-    cpus: float = setting(1.0, least=0.0, help="cores that Ray sets aside for a replica")
+    cpus: float = setting(1.0, least=0.0, help="cores that Ray sets aside for a replica and, on a CPU, it uses")
     address: str | None = setting(None, help="cluster to join, as auto; none: one of this machine alone")
 
     def __post_init__(self):
@@ -85,7 +85,11 @@ class Replica:
 def deployed(config: RayConfig) -> Any:
     """The application, to be run with `ray.serve.run`."""
     server = ServerConfig(**{field.name: getattr(config, field.name) for field in dataclasses.fields(ServerConfig)})
-    resources: dict[str, Any] = {"num_cpus": config.cpus, "num_gpus": 1 if gpu.visible() else 0}
+    gpus = 1 if gpu.visible() else 0
+    if not gpus:  # Ray counts cores and keeps nobody from taking more
+        calls = server.calls or max(int(config.cpus), 1)
+        server = dataclasses.replace(server, calls=calls, threads=server.threads or 1)
+    resources: dict[str, Any] = {"num_cpus": config.cpus, "num_gpus": gpus}
     count: dict[str, Any] = {"num_replicas": config.replicas}
     if config.max_replicas is not None and config.max_replicas > config.replicas:
         count = {"autoscaling_config": {
