@@ -8,11 +8,12 @@ DEVICE ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
 LOCK := requirements/$(DEVICE).txt
 READY := .venv/ready-$(DEVICE)
 RUN := .venv/bin/python
+PORT ?= 8000
 # The first of these that will do, unless PYTHON says which.
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock check test test-gpu test-slow quickstart bench clean
+.PHONY: help setup lock check test test-gpu test-slow test-browser test-ray quickstart demo bench clean
 
 help:  ## this list
 	@echo "make ..."; sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -39,12 +40,12 @@ $(READY): $(LOCK)
 
 lock:  ## write requirements/*.txt anew from the ranges in pyproject.toml
 	$(RUN) -m pip install --quiet --no-input uv
-	for device in cpu cuda; do \
+	for name in cpu cuda ray; do \
+	  if test $$name = ray; then extras="--extra ray --constraint requirements/cpu.txt"; else extras="--extra $$name --extra dev"; fi; \
 	  $(RUN) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-	    --upgrade --custom-compile-command "make lock" --extra $$device --extra dev \
-	    --output-file requirements/$$device.txt pyproject.toml || exit 1; \
-	  sed -i "s/ ; python_full_version < '3.14' and implementation_name == 'cpython' and platform_machine == 'x86_64' and sys_platform == 'linux'//" \
-	    requirements/$$device.txt; \
+	    --upgrade --custom-compile-command "make lock" $$extras --output-file requirements/$$name.txt pyproject.toml || exit 1; \
+	  sed -i "s/ ; python_full_version < '3.14' and implementation_name == 'cpython' and platform_machine == 'x86_64'\( and platform_python_implementation != 'PyPy'\)\? and sys_platform == 'linux'//" \
+	    requirements/$$name.txt; \
 	done
 
 check: $(READY)  ## style and types
@@ -60,8 +61,19 @@ test-gpu: $(READY)  ## the tests that need an NVIDIA GPU; without one they err
 test-slow: $(READY)  ## the tests that take minutes
 	$(RUN) -m pytest -m slow $(ARGS)
 
+test-browser: $(READY)  ## the tests of the server's page in Chromium, which must be installed
+	$(RUN) -m pytest -m browser $(ARGS)
+
+test-ray: $(READY)  ## the tests of the server as a Ray application; installs Ray into .venv first
+	.venv/bin/pip install --no-input --quiet --disable-pip-version-check --require-hashes -r requirements/ray.txt
+	$(RUN) -m pytest tests/test_ray_app.py $(ARGS)
+
 quickstart: $(READY)  ## train, score and answer questions with built-in data (or DATA=...), under 10 minutes on 2 cores
 	$(RUN) -m scripts.quickstart $(if $(DATA),--data $(DATA)) $(ARGS)
+
+demo: $(READY)  ## a page at PORT (8000) to ask the quickstart's engine; runs the quickstart first where it has not run
+	@if test -f runs/quickstart-engine/engine.json; then $(RUN) serve.py --engine runs/quickstart-engine --port $(PORT); \
+	else $(RUN) -m scripts.quickstart --serve $(PORT) $(ARGS); fi
 
 bench: $(READY)  ## training speed and memory by model and precision, into a CSV
 	$(RUN) -m scripts.bench_train $(ARGS)

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from configs import command
 from configs.errors import UserError
-from export import calibration, engine, files, graph, hf, manifest, out_folder, precision, profile
+from export import calibration, engine, files, graph, hf, manifest, out_folder, precision, profile, triton
 from export import checkpoint as checkpoints
 from export.checkpoint import Checkpoint
 from export.comparison import Questions
@@ -34,10 +34,16 @@ def main(config: ExportConfig) -> dict:
     checkpoint = checkpoints.read(config.run)
     inputs = {"--run": config.run, "--dev": None if ":" in config.dev else config.dev}
     metrics: dict[str, Any] = {}
-    places = [("--out", config.out, manifest.is_engine), ("--hf", config.hf, hf.ours)]
+    places = [
+        ("--out", config.out, manifest.is_engine),
+        ("--hf", config.hf, hf.ours),
+        ("--triton", config.triton, triton.ours),
+    ]
     for flag, out, ours in places:
         if out:
             out_folder.check(flag, Path(out), config.overwrite, ours, inputs)
+    if config.triton:
+        triton.refuse(config.layout, Path(str(config.out)).name, checkpoint.info.task)
     if config.hf:
         with out_folder.scratch(Path(config.hf)) as folder:
             hf.write(folder, checkpoint)
@@ -45,6 +51,8 @@ def main(config: ExportConfig) -> dict:
         say(f"{config.hf}: for transformers' BertForQuestionAnswering.from_pretrained")
     if config.out:
         metrics = export_engine(config, checkpoint, Path(config.out))
+    if config.out and config.triton:
+        export_triton(config, checkpoint, Path(config.out), Path(config.triton))
     return {"out": config.out or config.hf, "metrics": metrics}
 
 
@@ -94,6 +102,15 @@ def export_in(config: ExportConfig, checkpoint: Checkpoint, out: Path) -> dict[s
             say("gate: left out (--no-verify); nothing is known of this engine's answers")
         out_folder.move(folder, out)
     return measured(about, out)
+
+
+def export_triton(config: ExportConfig, checkpoint: Checkpoint, engine_folder: Path, out: Path) -> None:
+    """Write the model repository `out` from a finished engine folder."""
+    gelu = config.gelu or checkpoint.config.gelu
+    with out_folder.scratch(out) as folder:
+        triton.write(folder, engine_folder, engine_folder.name, checkpoint, gelu)
+        out_folder.move(folder, out)
+    say(f"{out}: a model repository for Triton, not loaded in a container; its README.md says how to")
 
 
 def choose_plan(config: ExportConfig, trt: Any, shapes: Profile) -> engine.Plan:

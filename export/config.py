@@ -24,7 +24,10 @@ class GraphConfig:
     run: str = setting(required=True, help="run folder of train.py or distill.py: its best weights are exported")
     out: str | None = setting(None, help="engine folder to write; must not exist unless --overwrite")
     hf: str | None = setting(None, help="folder to write for Hugging Face's transformers; alone or beside --out")
-    overwrite: bool = setting(False, help="replace what is in --out and --hf, if it was written by this command")
+    triton: str | None = setting(None, help="model repository to write for NVIDIA Triton Inference Server; needs --out")
+    overwrite: bool = setting(
+        False, help="replace what is in --out, --hf and --triton, if it was written by this command"
+    )
     precision: str = setting(
         "float16",
         choices=("float16", "bfloat16", "float32", "float8", "int8", "auto"),
@@ -140,9 +143,12 @@ class ExportConfig(GateConfig, PlanConfig, QuantisationConfig, GraphConfig):
 
       python export.py --run runs/student --out engines/student
       python export.py --run runs/student --hf published/student
+      python export.py --run runs/student --out engines/student --triton triton/models
     """
 
     def __post_init__(self):
+        if self.triton and not self.out:
+            raise UsageError("--triton is written from an engine folder; give --out as well")
         if not self.out and not self.hf:
             raise UsageError("--out for an engine folder is needed, or --hf for Hugging Face's transformers, or both")
         chosen = self.plugin_names()

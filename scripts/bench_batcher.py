@@ -2,7 +2,7 @@
 
 Closed loop: 64 threads of this process each ask a question of --data, wait for the answer, and ask the next one.
 
-    tokens     the batcher, its token budget measured
+    tokens     the batcher, its token budget measured; "tokens, N calls": with N calls of ONNX Runtime at a time
     none       the batcher with one window a batch; "none, padded": of the padded engine
     reader     no batcher: every client calls Reader.answer
     count N    N windows a batch in order of arrival, padded to the longest of them, as servers do that count requests:
@@ -114,7 +114,7 @@ class Variant:
         if batcher:
             batcher.close()
             stats = batcher.stats()
-            self.budget = batcher.budget.tokens if self.name == "tokens" else None
+            self.budget = batcher.budget.tokens if self.name.startswith("tokens") else None
             self.counts = {name: self.counts[name] + stats[name] for name in self.counts}
         if broken:
             raise broken[0]
@@ -157,6 +157,9 @@ def main(config: BatcherBenchConfig) -> dict:
 def variants(config: BatcherBenchConfig) -> Iterator[Variant]:
     reader = Reader(config.engine, "onnxruntime")
     yield Variant("tokens", reader, lambda: Batcher(reader))
+    if (calls := gpu.cores()) > 1:
+        at_once = Reader(config.engine, session=OnnxSession(reader.manifest, calls=calls))
+        yield Variant(f"tokens, {calls} calls", at_once, lambda: Batcher(at_once))
     yield Variant("none", reader, lambda: Batcher(reader, token_budget=UNBOUNDED, most_sequences=1))
     yield Variant("reader", reader, None)
     if config.padded is None:
@@ -181,13 +184,16 @@ def variants(config: BatcherBenchConfig) -> Iterator[Variant]:
 
 def ratios(rows: list[dict]) -> dict[str, float]:
     """The throughput of token batches over the best of the others, and the p99 over that without batches."""
-    tokens = rows[0]
-    alone = max(rows[1:], key=lambda row: row["answers_per_s"] if not row["variant"].startswith("count") else -1)
-    found = {
-        "over_none": tokens["answers_per_s"] / alone["answers_per_s"], "p99_to_none": tokens["p99_ms"] / alone["p99_ms"]
-    }  # fmt: skip
-    if counted := [row["answers_per_s"] for row in rows if row["variant"].startswith("count")]:
-        found["over_count"] = tokens["answers_per_s"] / max(counted)
+    found: dict[str, float] = {}
+    others = [row for row in rows if row["variant"].startswith(("none", "reader"))]
+    alone = max(others, key=lambda row: row["answers_per_s"])
+    counted = [row["answers_per_s"] for row in rows if row["variant"].startswith("count")]
+    for row in rows:
+        if row["variant"].startswith("tokens"):
+            found[f"{row['variant']} over none"] = row["answers_per_s"] / alone["answers_per_s"]
+            found[f"{row['variant']} p99 to none"] = row["p99_ms"] / alone["p99_ms"]
+            if counted:
+                found[f"{row['variant']} over count"] = row["answers_per_s"] / max(counted)
     return {name: round(value, 3) for name, value in found.items()}
 
 

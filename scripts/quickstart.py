@@ -55,6 +55,9 @@ class QuickstartConfig:
     out: str = setting("runs/quickstart", help="run folder, overwritten")
     seed: int = setting(1, least=0, help="of the training and of the questions shown")
     show: int = setting(8, least=0, help="questions shown with their answers")
+    serve: int | None = setting(
+        None, least=0, most=65535, help="when all is done, answer over HTTP at this port, with a page to ask in"
+    )
     arch: str | None = setting(None, help="of the plan, as in 86; none: this machine's GPU, or 89 without one")
 
 
@@ -85,6 +88,8 @@ def main(config: QuickstartConfig) -> dict:
     print(f"\n{minutes:.1f} minutes; run folders {config.out} (6 layers) and {student_out} (3 layers), engine {engine}")
     print(f'python serve.py --engine {engine} --question "..." --context "..."')
     check_floors(teacher, student)
+    if config.serve is not None:
+        serve(engine, config.serve)
     metrics = {
         f"{who} {name} {key}": scores[name][key]
         for who, scores in (("teacher", teacher), ("student", student))
@@ -100,6 +105,18 @@ def call(package: str, flags: list[str]) -> None:
     done = subprocess.run([sys.executable, "-m", package, *flags], check=False)
     if done.returncode:
         raise UserError(f"{package}.py stopped with exit code {done.returncode}; its error stands above")
+
+
+def serve(engine: str, port: int) -> None:
+    """The server, which prints its page's address, until Ctrl-C. Raises: UserError when it fails."""
+    print(f"\n$ python serve.py --engine {engine} --port {port}", flush=True)
+    process = subprocess.Popen([sys.executable, "-m", "serve", "--engine", engine, "--port", str(port)])
+    for _ in range(2):  # Ctrl-C reaches the server as well, which then finishes what it has begun
+        with contextlib.suppress(KeyboardInterrupt):
+            if process.wait():
+                raise UserError(f"serve.py stopped with exit code {process.returncode}; its error stands above")
+            return
+    process.kill()
 
 
 def export(run: str, out: str, dev: str, arch: str | None) -> None:

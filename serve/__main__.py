@@ -1,4 +1,4 @@
-"""`python serve.py`: an engine folder answers one question, or all of a file, which it then scores."""
+"""`python serve.py`: an engine folder answers one question, all of a file, which it then scores, or over HTTP."""
 
 import json
 import os
@@ -22,7 +22,13 @@ MOST_BYTES = 64 * 1024**2  # of --context-file
 
 def main(config: ServeConfig) -> dict:
     """Answer as told; returns {"out", "metrics"}."""
-    session = Session.open(config.engine, config.runtime, list(config.providers) or None, threads=config.threads)
+    if config.port is not None:
+        from serve import listen
+
+        return listen.run(config)
+    session = Session.open(
+        config.engine, config.runtime, list(config.providers) or None, threads=config.threads, calls=config.calls or 1
+    )  # fmt: skip
     with session:
         print(f"runtime: {session.why}", flush=True)
         reader = Reader(config.engine, session=session)

@@ -24,14 +24,13 @@ from typing import Self
 import numpy as np
 
 from configs.errors import UsageError, UserError
-from data.answers import best_answers
 from data.squad import Dataset
 from serve import budget as budgets
 from serve.lane import Hooks, Lane
 from serve.packed import Packed, check
 from serve.queue import Heap
-from serve.reader import Reader, _example
-from serve.request import BatchReport, DeadlinePassed, Draining, QueueFull, Request, Served, Timing
+from serve.reader import Reader, as_example
+from serve.request import BatchReport, DeadlinePassed, Draining, QueueFull, Request, Served, Timing, finished
 
 __all__ = ["BatchReport", "Batcher", "DeadlinePassed", "Draining", "QueueFull", "Served", "Timing"]
 AGEING_S = 0.25  # a request of one priority goes before those of the next that came up to so much earlier
@@ -91,7 +90,7 @@ class Batcher:
         Draining, or with what the runtime raised for it. Raises: QueueFull.
         """
         try:
-            example = _example(0, question, context)
+            example = as_example(0, question, context)
         except UserError as error:
             return self._refused(error)
         tokens = (len(example.question) + len(example.context)) // 4 + 3  # until they are counted
@@ -133,8 +132,12 @@ class Batcher:
             self._draining = True
             return self._idle.wait_for(lambda: not self._live, timeout_s)
 
-    def close(self) -> None:
-        """Stop: what is not answered fails with Draining. Drain first to lose nothing."""
+    def close(self, timeout_s: float | None = None) -> bool:
+        """Stop: what is not answered fails with Draining. Drain first to lose nothing.
+
+        False: a thread has not come back from the device within the time. The session is in use then for as long as
+        that hangs, and must not be closed.
+        """
         with self._lock:
             self._draining, left = True, list(self._live)
         for request in left:
@@ -144,9 +147,11 @@ class Batcher:
             self._lane.close()
             self._work.notify_all()
             self._clock.notify_all()
-        for thread in self._threads:
-            if thread is not threading.current_thread():
-                thread.join()
+        end = None if timeout_s is None else time.perf_counter() + timeout_s
+        others = [thread for thread in self._threads if thread is not threading.current_thread()]
+        for thread in others:
+            thread.join(None if end is None else max(end - time.perf_counter(), 0.0))
+        return not any(thread.is_alive() for thread in others)
 
     def __enter__(self) -> Self:
         return self
@@ -268,7 +273,7 @@ class Batcher:
                 self._tokenising += not answer
             try:
                 if answer:
-                    self._settle(request, self._answer(request, dataset, features, packed))
+                    self._settle(request, finished(self.reader, request, dataset, features, packed))
                     continue
                 begin = time.perf_counter()
                 features = self.reader.features(dataset)  # type: ignore[arg-type]
@@ -287,12 +292,3 @@ class Batcher:
                     with self._lock:
                         self._tokenising -= 1
                         self._lane.changed()
-
-    def _answer(self, request: Request, dataset, features, packed) -> object:
-        if packed is None:
-            return None  # cancelled meanwhile
-        if dataset is None:
-            return tuple(np.concatenate(parts) for parts in zip(*request.logits, strict=True))
-        start, end = zip(*request.logits, strict=True)
-        found = best_answers(features, dataset, start, end, max_answer_tokens=self.reader.manifest.max_answer_tokens)
-        return Served(self.reader._answer(found["0"]), request.timing())

@@ -101,7 +101,9 @@ class Case:
 
 
 def main(config: BenchConfig) -> dict:
-    session = Session.open(config.engine, config.runtime, list(config.providers) or None, threads=config.threads)
+    session = Session.open(
+        config.engine, config.runtime, list(config.providers) or None, threads=config.threads, calls=config.calls or 1
+    )  # fmt: skip
     with session:
         print(f"runtime: {session.why}\ndevice: {session.device}", flush=True)
         if config.profile:

@@ -40,7 +40,7 @@ def measure(session: Session, limit_s: float = 0.8, clock: Callable[[], float] =
     speeds: list[tuple[int, float]] = []
     tokens = min(SMALLEST, most)
     while True:
-        several = _batches(session, tokens, 2 if prepared else 1)
+        several = _batches(session, tokens, session.slots if prepared else max(session.slots - 1, 1))
         seconds, runs, warm = 0.0, 0, WARM if prepared else int(not speeds)
         fastest = float("inf")
         while runs < warm + 1 or seconds < ENOUGH_S:

@@ -31,6 +31,17 @@ def find() -> Gpu | str:
     return Gpu(about.name.split(b"\0")[0].decode("utf-8", "replace"), about.major * 10 + about.minor)
 
 
+def visible() -> list[str]:
+    """The GPUs that CUDA sees, as CUDA_VISIBLE_DEVICES names them; none: an empty list."""
+    if isinstance(find(), str):
+        return []
+    from cuda.bindings import runtime
+
+    count = runtime.cudaGetDeviceCount()[1]
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [name.strip() for name in named.split(",")][:count] if named else [str(place) for place in range(count)]
+
+
 def cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0))

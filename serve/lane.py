@@ -23,7 +23,6 @@ from serve.request import BatchReport, Request, joined
 from serve.session import Ticket
 
 SHARE = 0.25  # of the device that a long text gets while others wait
-SLOTS = 2  # batches under way: one computed, one being copied
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +76,7 @@ class Lane:
     def _due(self, now: float) -> float:
         """When the next batch is to go, if nothing more comes; with the lock."""
         queue = self.windows
-        if not queue.count or self.under_way >= SLOTS:
+        if not queue.count or self.under_way >= self.session.slots:
             return float("inf")
         full = queue.tokens >= self.budget.tokens or queue.count >= self.most_sequences
         company = self.under_way or self._hooks.company()

@@ -5,6 +5,7 @@ and masks what does not belong together. Runs are therefore cut into groups of w
 enough to keep the matrix products busy, few enough that what is masked stays cheap. No result depends on the groups.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,8 @@ import numpy as np
 from configs.errors import UserError
 from serve import gpu
 from serve.manifest import MODEL, Manifest
-from serve.packed import ROWS, Packed, cut
-from serve.session import Session
+from serve.packed import ROWS, Packed, check, cut
+from serve.session import Session, Ticket
 
 # Tokens a call; a longer sequence is a call alone. Measured with MiniLM of 6 layers on 2 cores, tokens a second for
 # windows of SQuAD, packed: 128 6,800, 256 7,000, 512 6,000, 1,024 4,600. Padded it hardly matters from 256 to 1,024.
@@ -36,13 +37,16 @@ class OnnxSession(Session):
         providers: list[str] | None = None,
         threads: int | None = None,
         token_budget: int | None = None,
+        calls: int = 1,
     ) -> None:
         """Args:
             reason: why this runtime, for `why`.
             providers: execution providers of ONNX Runtime in the order of preference; the first must be usable. None:
                 CUDA where it is installed and a GPU is there, then the CPU.
-            threads: of one call on the CPU; None: the cores that this process may use.
+            threads: of one call on the CPU; None: the cores that this process may use, shared among the calls.
             token_budget: tokens a call; None: BUDGETS.
+            calls: at a time on a CPU, for batches that are submitted; each with fewer threads, which wait less for each
+                other. A GPU gets one at a time.
         Raises: UserError where the model is broken, is not this manifest's, or a provider is missing.
         """
         import onnxruntime as ort
@@ -50,7 +54,7 @@ class OnnxSession(Session):
         super().__init__(manifest)
         asked, noted = _providers(ort, providers)
         options = ort.SessionOptions()
-        options.intra_op_num_threads = threads or gpu.cores()
+        options.intra_op_num_threads = threads or max(1, gpu.cores() // calls)
         options.log_severity_level = 3  # errors; that a provider leaves some nodes to the CPU is no news
         path = manifest.folder / MODEL
         try:
@@ -66,7 +70,11 @@ class OnnxSession(Session):
             noted = f"{asked[0]} could not be started"
         self._expect_signature()
         self.device = gpu.cpu_name() if used == PROVIDERS[1] else _gpu_name()
-        place = f"{NAMES.get(used, used)}, {options.intra_op_num_threads} threads"
+        calls = calls if used == PROVIDERS[1] else 1
+        self._pool = ThreadPoolExecutor(calls, "onnx-call") if calls > 1 else None
+        self.slots = calls + 1
+        at_once = f"{calls} calls of {options.intra_op_num_threads}" if calls > 1 else options.intra_op_num_threads
+        place = f"{NAMES.get(used, used)}, {at_once} threads"
         reasons = "; ".join(word for word in (reason, noted) if word)
         self.why = f"ONNX Runtime {ort.__version__} on {place}, float32" + (f" ({reasons})" if reasons else "")
         self._budget = token_budget or BUDGETS[manifest.layout]
@@ -75,6 +83,17 @@ class OnnxSession(Session):
     def batch_tokens(self) -> int:
         """A few calls' worth: larger batches are cut up anyway, and progress should be seen."""
         return min(super().batch_tokens, CALLS_A_BATCH * self._budget)
+
+    def submit(self, batch: Packed) -> Ticket:
+        """See `Session`; with several calls at a time it returns at once."""
+        if self._pool is None:
+            return super().submit(batch)
+        check(batch, self.manifest)
+        return Ticket(pending=self._pool.submit(self._compute, batch))
+
+    def close(self) -> None:
+        if self._pool:
+            self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _compute(self, batch: Packed) -> tuple[np.ndarray, np.ndarray]:
         padded = self.manifest.layout == "padded"

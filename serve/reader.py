@@ -72,12 +72,12 @@ class Reader:
 
         Raises: UserError for the first question or context that is empty or no text; nothing is answered then.
         """
-        examples = [_example(place, *pair) for place, pair in enumerate(pairs)]
+        examples = [as_example(place, *pair) for place, pair in enumerate(pairs)]
         if not examples:
             return []
         dataset = Dataset(examples, "2.0", source="the questions given")
         found = self.predict(dataset, self.features(dataset), progress)
-        return [self._answer(found[example.id]) for example in examples]
+        return [self.chosen(found[example.id]) for example in examples]
 
     def features(self, dataset: Dataset, progress: Progress | None = None) -> Features:
         """The windows of a data set, cut as in training; `progress` counts texts."""
@@ -119,6 +119,13 @@ class Reader:
         most, padded = self.manifest.profile.batch.most, self.manifest.layout == "padded"
         return cut(lengths, self.session.batch_tokens, most, padded=padded)
 
+    def chosen(self, found: Prediction) -> Answer:
+        """The best span as the answer, or none where the engine's threshold says that the passage has none."""
+        threshold = self.manifest.no_answer_threshold
+        if threshold is not None and found.no_answer_score > threshold:
+            return Answer("", 0, 0, found.score, found.no_answer_score, found.windows)
+        return Answer(found.text, found.start, found.end, found.score, found.no_answer_score, found.windows)
+
     def close(self) -> None:
         if self._own:
             self.session.close()
@@ -129,14 +136,9 @@ class Reader:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _answer(self, found: Prediction) -> Answer:
-        threshold = self.manifest.no_answer_threshold
-        if threshold is not None and found.no_answer_score > threshold:
-            return Answer("", 0, 0, found.score, found.no_answer_score, found.windows)
-        return Answer(found.text, found.start, found.end, found.score, found.no_answer_score, found.windows)
 
-
-def _example(place: int, question: str, context: str) -> Example:
+def as_example(place: int, question: str, context: str) -> Example:
+    """A question as `data/` takes them, called by its place. Raises: UserError where a text is empty or none."""
     for name, text in (("question", question), ("context", context)):
         if not isinstance(text, str):
             raise UserError(f"{name} {place} is {type(text).__name__}, needed is text")

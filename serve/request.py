@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data.answers import best_answers
 from data.features import Features
 from data.squad import Dataset
 from serve.packed import Packed
 from serve.queue import Window
-from serve.reader import Answer
+from serve.reader import Answer, Reader
 
 
 class QueueFull(Exception):  # noqa: N818
@@ -106,6 +107,22 @@ class Request:
         waited = 1000 * (self.text_ms + max(report.begin - self.ready, 0.0))
         total = 1000 * (now - self.arrived)
         return Timing(waited, 1000 * self.tokenise_ms, report.compute_ms, total, report.tokens, report.sequences)
+
+
+def finished(
+    reader: Reader, request: Request, dataset: Dataset | None, features: Features | None, packed: Packed | None
+) -> object:
+    """What a request's future gets, all of its logits being there: a Served, or (start, end) of one without text.
+
+    The last three are the request's own, taken with the lock held: without it they may be forgotten at any time.
+    """
+    if packed is None:
+        return None  # cancelled meanwhile
+    if dataset is None or features is None:
+        return tuple(np.concatenate(parts) for parts in zip(*request.logits, strict=True))
+    start, end = zip(*request.logits, strict=True)
+    found = best_answers(features, dataset, start, end, max_answer_tokens=reader.manifest.max_answer_tokens)
+    return Served(reader.chosen(found["0"]), request.timing())
 
 
 def joined(parts: list[Packed]) -> Packed:

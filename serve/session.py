@@ -12,6 +12,7 @@
 """
 
 from abc import ABC, abstractmethod
+from concurrent.futures import Future
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -29,16 +30,17 @@ Logits = tuple[np.ndarray, np.ndarray]  # start and end, float32 [T]
 class Ticket:
     """What `submit` gives for a batch, to be exchanged for its logits by `result`, once or more often."""
 
-    __slots__ = ("place", "values")
+    __slots__ = ("pending", "place", "values")
 
-    def __init__(self, values: Logits | None = None, place: int = -1) -> None:
-        self.values, self.place = values, place
+    def __init__(self, values: Logits | None = None, place: int = -1, pending: "Future[Logits] | None" = None) -> None:
+        self.values, self.place, self.pending = values, place, pending
 
 
 class Session(ABC):
     """An open engine. `runtime`, `device` and `why` say what runs it where, and how that was chosen."""
 
     runtime: ClassVar[str]
+    slots: int = 2  # batches under way that keep the device busy: one is computed, the next one there already
     device: str
     why: str
 
@@ -52,6 +54,7 @@ class Session(ABC):
         providers: list[str] | None = None,
         *,
         threads: int | None = None,
+        calls: int = 1,
     ) -> "Session":
         """Check an engine folder (`serve/manifest.py`) and open it.
 
@@ -62,7 +65,8 @@ class Session(ABC):
                 `why`.
             providers: ONNX Runtime's execution providers in the order of preference; None: CUDA where installed and a
                 GPU is there, then the CPU.
-            threads: ONNX Runtime's, of one call; None: the cores that this process may use.
+            threads: ONNX Runtime's, of one call; None: the cores that this process may use, shared among the calls.
+            calls: ONNX Runtime's at a time on a CPU; worth it where many batches are submitted.
 
         Raises: UserError where the folder is damaged, or the runtime asked for does not fit.
         """
@@ -82,7 +86,7 @@ class Session(ABC):
                 reason = f"not TensorRT: {getattr(error, 'reason', error)}"
         from serve.onnx_session import OnnxSession
 
-        return OnnxSession(manifest, reason=reason, providers=providers, threads=threads)
+        return OnnxSession(manifest, reason=reason, providers=providers, threads=threads, calls=calls)
 
     def run(self, batch: Packed) -> Logits:
         """Logits of every token: (start, end) float32 [T]. Raises: UserError where the batch does not fit."""
@@ -98,6 +102,8 @@ class Session(ABC):
 
     def result(self, ticket: Ticket) -> Logits:
         """Wait for a batch and return its logits as `run` does."""
+        if ticket.pending is not None:
+            return ticket.pending.result()
         assert ticket.values is not None
         return ticket.values
 

@@ -235,6 +235,19 @@ def test_drain_answers_what_is_there_and_close_fails_the_rest(reader):
     assert not [thread for thread in batcher._threads if thread.is_alive()]
 
 
+def test_close_does_not_wait_for_a_device_that_hangs(reader):
+    gate = Gate(reader.session)
+    batcher = Batcher(reader, token_budget=160)
+    asked = batcher.submit(*ASK)
+    assert gate.entered.wait(5)
+    begin = time.perf_counter()
+    assert not batcher.close(0.05)
+    assert time.perf_counter() - begin < 2
+    assert isinstance(asked.exception(1), Draining)
+    gate.open.set()
+    assert batcher.close(5)
+
+
 def test_a_long_text_shares_the_device_and_is_not_starved(reader):
     gate = Gate(reader.session)
     with Batcher(reader, token_budget=32) as batcher:

@@ -103,7 +103,7 @@ def test_a_file_is_short_and_says_what_it_is_for(path):
 
 
 def test_lock_files_pin_by_hash_and_name_no_place():
-    for name in ("cpu", "cuda"):
+    for name in ("cpu", "cuda", "ray"):
         lines = (ROOT / "requirements" / f"{name}.txt").read_text(encoding="utf-8").splitlines()
         pinned = [line for line in lines if line and line[0] not in " #"]
         assert len(pinned) > 50

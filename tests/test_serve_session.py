@@ -1,6 +1,7 @@
 """Sessions: what they refuse, which runtime they take and say so, and that ONNX Runtime's groups change no result."""
 
 import dataclasses
+import threading
 
 import numpy as np
 import onnx
@@ -225,6 +226,23 @@ def test_tickets_may_be_fetched_in_any_order_and_twice(folders):
         for place in (2, 0, 1, 2):
             start, _ = session.result(tickets[place])
             np.testing.assert_allclose(start, serve_kit.expected(batches[place])[0], atol=1e-5)
+
+
+def test_calls_at_a_time_overlap_and_each_gives_its_own_logits_or_error(folders, monkeypatch):
+    batches, both = [serve_kit.batch(length, seed=length) for length in (9, 12)], threading.Barrier(2)
+    with Session.open(folders["packed"], "onnxruntime", calls=2) as session:
+        assert "2 calls of" in session.why
+        real = session._compute
+        monkeypatch.setattr(session, "_compute", lambda batch: (both.wait(10), real(batch))[1])
+        tickets = [session.submit(batch) for batch in batches]  # the second begins before the first has ended
+        for batch, ticket in zip(batches, tickets, strict=True):
+            for got, wanted in zip(session.result(ticket), serve_kit.expected(batch), strict=True):
+                np.testing.assert_allclose(got, wanted, atol=1e-5)
+        monkeypatch.setattr(session, "_compute", lambda batch: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            session.result(session.submit(batches[0]))
+        with pytest.raises(UserError):
+            session.submit(serve_kit.batch(serve_kit.POSITIONS + 1))
 
 
 def test_windows_of_features_are_packed_as_they_are_padded_for_training(folders):

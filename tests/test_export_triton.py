@@ -1,0 +1,247 @@
+"""The repository for Triton: messages that are Triton's, encoders that are the graph, answers that are the Reader's."""
+
+import asyncio
+import importlib.util
+import json
+import shutil
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import export_kit
+import numpy as np
+import onnx
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as messages
+
+from configs.errors import UsageError, UserError
+from export import checkpoint as checkpoints
+from export import triton
+from serve.reader import Reader
+
+LONG = " ".join(f"word{place}" for place in range(150))
+ASKED = [
+    ("word3 word9 ?", "word1 word2, word3 word4."), ("word5", LONG), ("Ä word7", f"  é word{8}\n{LONG[:300]}"),
+    ("a", "b"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("triton")
+    run = export_kit.run(root / "run", version="2.0", no_answer_threshold=0.4)
+    export("--run", run, "--out", root / "bert.2", "--triton", root / "models", "--target", "none",
+                      "--no-verify", "--max-batch", 4)  # fmt: skip
+    return root / "bert.2", root / "models"
+
+
+def export(*argv: object) -> dict:
+    return export_kit.export(*map(str, argv))
+
+
+def config(models: Path, name: str) -> Any:
+    """config.pbtxt as Triton's own message; a field that it does not know is an error."""
+    return text_format.Parse((models / name / "config.pbtxt").read_text(), messages.ModelConfig())  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("suffix", "backend", "file"), [
+    ("onnx", "onnxruntime", "model.onnx"), ("tensorrt", "tensorrt", "model.plan"),
+])  # fmt: skip
+def test_an_encoders_message_names_what_its_graph_takes_and_gives(folders, suffix, backend, file):
+    stated = config(folders[1], f"bert.2_{suffix}")
+    graph = onnx.load(folders[1] / f"bert.2_{suffix}" / "1" / "model.onnx").graph
+    assert (stated.name, stated.backend, stated.default_model_filename) == (f"bert.2_{suffix}", backend, file)
+    assert stated.max_batch_size == 4
+    assert [item.name for item in stated.input] + list(stated.batch_input[0].target_name) == [
+        value.name for value in graph.input
+    ]  # fmt: skip
+    assert [item.name for item in stated.output] == [value.name for value in graph.output]
+    assert {value.type.tensor_type.elem_type for value in graph.input} == {onnx.TensorProto.INT32}
+    assert {item.data_type for item in stated.input} == {messages.TYPE_INT32} == {stated.batch_input[0].data_type}
+    assert {value.type.tensor_type.elem_type for value in graph.output} == {onnx.TensorProto.FLOAT}
+    assert {item.data_type for item in stated.output} == {messages.TYPE_FP32}
+    assert all(item.allow_ragged_batch for item in stated.input)
+    kind = messages.BatchInput.BATCH_ACCUMULATED_ELEMENT_COUNT_WITH_ZERO
+    assert (stated.batch_input[0].kind, list(stated.batch_input[0].source_input)) == (kind, ["token_ids"])
+    assert [list(item.target_name) for item in stated.batch_output] == [["start_logits"], ["end_logits"]]
+
+
+def test_the_graph_for_tensorrt_has_no_op_of_ours_and_the_same_logits(folders):
+    models = folders[1]
+    graph = onnx.load(models / "bert.2_tensorrt" / "1" / "model.onnx")
+    assert {node.domain for node in graph.graph.node} == {""}
+    assert not graph.functions
+    assert any(weight.data_type == onnx.TensorProto.FLOAT16 for weight in graph.graph.initializer)
+    inputs = export_kit.packed_inputs(export_kit.batch(), tail=0)
+    exact = export_kit.compute(models / "bert.2_onnx" / "1" / "model.onnx", inputs)
+    for left, right in zip(export_kit.compute(graph, inputs), exact, strict=True):
+        np.testing.assert_allclose(left, right, atol=0.1)
+
+
+def test_of_an_engine_with_8_bit_products_triton_gets_16_bits(folders, tmp_path):
+    shutil.copytree(folders[0], tmp_path / "eight")
+    stated = json.loads((tmp_path / "eight" / "engine.json").read_text())
+    (tmp_path / "eight" / "engine.json").write_text(json.dumps(stated | {"precision": "float8"}))
+    triton.write(tmp_path, tmp_path / "eight", "bert", checkpoints.read(folders[0].parent / "run"), "erf")
+    graph = onnx.load(tmp_path / "bert_tensorrt" / "1" / "model.onnx").graph
+    assert any(weight.data_type == onnx.TensorProto.FLOAT16 for weight in graph.initializer)
+
+
+class Error(Exception):
+    def message(self) -> str:
+        return str(self)
+
+
+class Tensor:
+    def __init__(self, name: str, values: np.ndarray) -> None:
+        self.name, self.values = name, values
+
+    def as_numpy(self) -> np.ndarray:
+        return self.values
+
+
+class Response:
+    def __init__(self, outputs: list[Tensor] = (), error: Error | None = None) -> None:  # type: ignore[assignment]
+        self.outputs, self.failure = list(outputs), error
+
+    def has_error(self) -> bool:
+        return self.failure is not None
+
+    def error(self) -> Error | None:
+        return self.failure
+
+
+class FakeTriton(types.ModuleType):
+    """Triton's module for its Python backend, and the dynamic batcher as the repository's messages describe it."""
+
+    TRITONSERVER_MEMORY_CPU = 0
+    Tensor, InferenceResponse, TritonError = Tensor, Response, Error
+    PreferredMemory = staticmethod(lambda kind: kind)
+
+    def __init__(self, models: Path) -> None:
+        super().__init__("triton_python_backend_utils")
+        self.models, self.waiting, self.batches = models, list[tuple[Any, asyncio.Future]](), list[int]()
+        waiting, settle = self.waiting, self.settle
+
+        class InferenceRequest:
+            def __init__(self, model_name, requested_output_names, inputs, preferred_memory) -> None:
+                self.model, self.outputs, self.inputs = model_name, requested_output_names, inputs
+
+            async def async_exec(self) -> Any:
+                future = asyncio.get_running_loop().create_future()
+                waiting.append((self, future))
+                await asyncio.sleep(0)
+                settle()
+                return await future
+
+        self.InferenceRequest = InferenceRequest
+
+    @staticmethod
+    def get_input_tensor_by_name(request: Any, name: str) -> Any:
+        return next(tensor for tensor in request.inputs if tensor.name == name)
+
+    @staticmethod
+    def get_output_tensor_by_name(response: Any, name: str) -> Any:
+        return next(tensor for tensor in response.outputs if tensor.name == name)
+
+    def settle(self) -> None:
+        """Compute what waits, in ragged batches: rows behind each other, the counts written by the batcher."""
+        while self.waiting:
+            stated = config(self.models, self.waiting[0][0].model)
+            taken = [self.waiting.pop(0) for _ in range(min(len(self.waiting), stated.max_batch_size))]
+            rows: dict[str, np.ndarray] = {}
+            for item in stated.input:
+                parts = [self.get_input_tensor_by_name(request, item.name).values for request, _ in taken]
+                assert all(part.dtype == np.int32 and part.ndim == 2 and len(part) == 1 for part in parts)
+                rows[item.name] = np.concatenate([part[0] for part in parts])
+            counts = [self.get_input_tensor_by_name(request, "token_ids").values.size for request, _ in taken]
+            rows[stated.batch_input[0].target_name[0]] = np.cumsum([0, *counts]).astype(np.int32)
+            model = self.models / stated.name / "1" / stated.default_model_filename
+            outputs = export_kit.compute(model, rows)
+            self.batches.append(len(taken))
+            for place, (_, future) in enumerate(taken):
+                parts = [np.split(output, np.cumsum(counts)[:-1])[place][None] for output in outputs]
+                named = zip((item.name for item in stated.output), parts, strict=True)
+                future.set_result(Response([Tensor(name, part) for name, part in named]))
+
+
+@pytest.fixture
+def front_end(folders, monkeypatch):
+    """The repository's model.py, with its own copies of our packages, as Triton's Python backend would load it."""
+    fake = FakeTriton(folders[1])
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", fake)
+    ours = [name for name in sys.modules if name.split(".")[0] in triton.SOURCES]
+    for name in ours:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    spec = importlib.util.spec_from_file_location("front_end", folders[1] / "bert.2" / "1" / "model.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert str(folders[1]) in module.featurise.__code__.co_filename
+    model = module.TritonPythonModel()
+    stated = config(folders[1], "bert.2")
+    parameters = {key: {"string_value": value.string_value} for key, value in stated.parameters.items()}
+    model.initialize({"model_config": json.dumps({"parameters": parameters})})
+    yield fake, model
+    for name in [name for name in sys.modules if name.split(".")[0] in triton.SOURCES]:
+        del sys.modules[name]
+
+
+def asked(question: bytes, context: bytes) -> Any:
+    tensors = [Tensor(name, np.array([text], object)) for name, text in (("question", question), ("context", context))]
+    return types.SimpleNamespace(inputs=tensors)
+
+
+def test_the_front_end_answers_as_the_reader_and_its_windows_share_batches(folders, front_end):
+    fake, model = front_end
+    stated = config(folders[1], "bert.2")
+    responses = asyncio.run(model.execute([asked(q.encode(), c.encode()) for q, c in ASKED]))
+    with Reader(folders[0], "onnxruntime") as reader:
+        answers = reader.answer_many(ASKED)
+    assert len({answer.text == "" for answer in answers}) == 2  # one is "no answer", one is not
+    for response, answer in zip(responses, answers, strict=True):
+        assert [tensor.name for tensor in response.outputs] == [item.name for item in stated.output]
+        found = {tensor.name: tensor.values[0] for tensor in response.outputs}
+        assert (found["answer"].decode(), found["start"], found["end"]) == (answer.text, answer.start, answer.end)
+        assert found["score"] == pytest.approx(answer.score, abs=1e-3)
+    assert max(fake.batches) == 4
+
+
+@pytest.mark.parametrize(("question", "context", "seen"), [
+    (b" ", b"x", "question is empty"), (b"x", b"", "context is empty"), (b"x", b"\xff", "invalid start byte"),
+    (b"x", b"y" * 100_000, "more than 100,000 characters"),
+])  # fmt: skip
+def test_a_bad_request_fails_alone_and_in_words(front_end, question, context, seen):
+    bad, good = asyncio.run(front_end[1].execute([asked(question, context), asked(b"word3", b"word4")]))
+    assert seen in bad.error().message()
+    assert not good.has_error()
+
+
+def test_what_makes_no_repository_is_refused_before_any_work(tmp_path):
+    run = export_kit.run(tmp_path / "run")
+    with pytest.raises(UserError, match="--layout packed"):
+        export("--run", run, "--out", tmp_path / "e", "--triton", tmp_path / "m", "--layout", "padded")
+    with pytest.raises(UsageError, match="--out as well"):
+        export("--run", run, "--triton", tmp_path / "m")
+    with pytest.raises(UserError, match="none for Triton"):
+        export("--run", run, "--out", tmp_path / "e e", "--triton", tmp_path / "m")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+
+
+def test_a_repository_is_replaced_and_no_other_folder(folders, tmp_path):
+    assert triton.ours(folders[1])
+    (tmp_path / "bert").mkdir()
+    assert not triton.ours(tmp_path)
+
+
+def test_a_graph_that_is_not_the_messages_is_noticed(folders):
+    model = onnx.load(folders[1] / "bert.2_onnx" / "1" / "model.onnx")
+    text = triton.encoder_config("x", "onnxruntime", 4)
+    triton.check(text, model)
+    model.graph.output[0].name = "logits"
+    with pytest.raises(UserError, match="logits"):
+        triton.check(text, model)
