@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from model import cudnn_attention
 from model.dropout import dropout
+from model.recompute import recomputed
 
 QUERY_BLOCK = 128  # queries; smaller saves memory, larger saves launches
 _MASKED = -1e9  # added to float32 scores of padding; exp() of it is 0, and no sum of it overflows
@@ -63,9 +64,9 @@ def _weigh(scores, value, bias, rate, seed):
 
 def _block(query, key, value, bias, rate, seed):
     """Attention of some queries [B, Q, N, D] whose scores live only as long as this block does, in both directions."""
+    constants = (bias,) if seed is None else (bias, seed)
 
-    @tf.recompute_grad
-    def compute(query, key, value):
+    def compute(query, key, value, bias, seed=None):
         return _weigh(scaled_scores(query, key), value, bias, rate, seed)
 
-    return compute(query, key, value)
+    return recomputed(compute, query, key, value, constants=constants)

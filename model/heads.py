@@ -13,10 +13,10 @@ class SpanModel(keras.Model):
     Logits are float32 whatever the encoder computes in: the head is a float32 product.
     """
 
-    def __init__(self, config: BertConfig, dtype: str = "float32", fused: bool = False):
+    def __init__(self, config: BertConfig, dtype: str = "float32", fused: bool = False, recompute: bool = False):
         super().__init__(dtype="float32", name="span_model")
         self.config = config
-        self.encoder = Bert(config, dtype, fused)
+        self.encoder = Bert(config, dtype, fused, recompute)
         self.span = keras.layers.Dense(
             2, kernel_initializer=keras.initializers.TruncatedNormal(stddev=0.02), dtype="float32", name="span"
         )

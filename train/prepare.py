@@ -89,7 +89,7 @@ def prepare(config: TrainConfig, machine: Hardware, say: Say) -> Prepared:
     dev_features = tokenised(dev_set, tokenizer, options, cache, say, "dev") if dev_set else None
 
     with machine.scope():
-        model = SpanModel(sizes, chosen.policy, fused)
+        model = SpanModel(sizes, chosen.policy, fused, config.recompute)
         step = make_step(model, config, chosen, jit, machine, steps_per_epoch(features, config))
     fresh = [name for name in model.names() if name not in source.tensors]
     say(
