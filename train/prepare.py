@@ -1,5 +1,6 @@
 """From settings to a job for the loop: weights, tokeniser, windows, model, step; fine-tuning and measuring share it."""
 
+import contextlib
 import dataclasses
 import zlib
 from collections.abc import Callable, Iterator
@@ -233,7 +234,9 @@ def epoch_batches(
     plan = batches.plan(features.length, config.batch_size, edges, seed=config.seed, epoch=epoch)
     real = [loop.real_rows(rows >= 0) for _, rows in plan[first:]]
     if machine.strategy is None:
-        yield from zip(batches.dataset(features, plan, first, extend=extend), real, strict=True)
+        stream = batches.prefetched(batches.batches(features, plan, first, extend=extend))
+        with contextlib.closing(stream):
+            yield from zip(stream, real, strict=True)
         return
     local = machine.replicas // machine.ranks
     own = batches.batches(features, plan, first, machine.rank, machine.ranks, extend)
