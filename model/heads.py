@@ -30,8 +30,10 @@ class SpanModel(keras.Model):
 
     def logits(self, output):
         """Encoder output [B, S, H] -> (start_logits, end_logits) float32 [B, S]."""
-        logits = self.span(tf.cast(output, tf.float32))  # [B, S, 2]
-        return logits[..., 0], logits[..., 1]
+        wide, kernel, bias = tf.cast(output, tf.float32), self.span.kernel.value, self.span.bias.value
+        # Two sums over H and no product: a matrix of two columns would have the float32 output written out first.
+        start, end = (tf.reduce_sum(wide * kernel[:, column], axis=-1) + bias[column] for column in (0, 1))
+        return start, end
 
     def names(self) -> dict[str, keras.Variable]:
         """Our name of every weight, encoder and head, -> its variable."""
