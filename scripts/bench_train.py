@@ -108,7 +108,7 @@ def measured(config: BenchConfig, machine: hardware.Hardware) -> Iterator[dict]:
                 yield torch_row(config, one(config, name, kind))
         elif part == "memory":
             for name, kind in kinds:
-                yield step_row(part, config, machine, one(config, name, kind, recompute=True))
+                yield step_row(part, config, machine, one(config, name, kind, config.xla[0] == "on", recompute=True))
         elif part == "first":
             for name, kind in kinds:
                 yield from bench_train_first.rows(one(config, name, kind))

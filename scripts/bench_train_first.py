@@ -1,6 +1,6 @@
 """Seconds from the start of a process to the end of its first training step, without and with XLA's cache.
 
-    python -m scripts.bench_train_first MODEL PRECISION BATCH TOKENS      # one process: prints {"seconds", ...}
+    python -m scripts.bench_train_first MODEL PRECISION BATCH TOKENS xla   # one process: {"seconds", ...}
 
 `bench_train --parts first` starts it twice with a cache folder that is empty at first.
 """
@@ -41,7 +41,7 @@ def rows(variant: Variant) -> Iterator[dict]:
 
 
 def one_process(variant: Variant, cache: Path) -> dict:
-    arguments = [variant.model, variant.precision, str(variant.batch), str(variant.tokens)]
+    arguments = [variant.model, variant.precision, str(variant.batch), str(variant.tokens), "xla" * variant.xla]
     environment = {name: value for name, value in os.environ.items() if name != "TF_XLA_FLAGS"}
     done = subprocess.run(
         [sys.executable, "-m", "scripts.bench_train_first", *arguments],
@@ -54,9 +54,9 @@ def one_process(variant: Variant, cache: Path) -> dict:
 
 
 def main() -> None:
-    name, kind, batch, tokens = sys.argv[1:]
+    name, kind, batch, tokens, xla = sys.argv[1:]
     machine = hardware.prepare("auto", "none", False, 1)
-    variant = Variant(name, kind, batch=int(batch), tokens=int(tokens))
+    variant = Variant(name, kind, bool(xla), batch=int(batch), tokens=int(tokens))
     step, _ = build(variant, machine)
     rows = on_device(random_rows(variant))
     built = time.perf_counter()

@@ -64,8 +64,7 @@ def profile(variant: Variant, machine: hardware.Hardware, folder: Path) -> dict:
 
 def read(path: Path) -> Kernels:
     """All kernels and copies on GPU 0 in a trace."""
-    protocol: Any = importlib.import_module("tensorflow.tsl.profiler.protobuf.xplane_pb2")
-    space = protocol.XSpace()
+    space = protocol().XSpace()
     space.ParseFromString(path.read_bytes())
     kernels: Kernels = []
     for plane in space.planes:
@@ -85,6 +84,11 @@ def by_torch(work: Callable[[], object]) -> Kernels:
         work()
     events = recording.profiler.kineto_results.events()
     return [(event.name(), event.duration_ns() / 1e3) for event in events if "CUDA" in str(event.device_type())]
+
+
+def protocol() -> Any:
+    """The module that knows the trace's format."""
+    return importlib.import_module("tensorflow.tsl.profiler.protobuf.xplane_pb2")
 
 
 def kind(name: str) -> str:
