@@ -101,7 +101,13 @@ def prepare(config: TrainConfig, machine: Hardware, say: Say) -> Prepared:
     say(f"data: {len(features)} windows, batches of {config.batch_size} padded to {', '.join(map(str, edges))} tokens")
     evaluate = None
     if dev_set and dev_features is not None and machine.chief:
-        evaluate = Evaluator(model, dev_set, dev_features, max_answer_tokens=config.max_answer_tokens, jit=jit)
+        lengths = min(config.buckets, 2) if jit else config.buckets  # compiling a third takes longer than it saves
+        evaluate = Evaluator(
+            model, dev_set, dev_features, max_answer_tokens=config.max_answer_tokens, jit=jit, buckets=lengths
+        )
+    if jit:
+        also = f" and {len(evaluate.shapes)} of the evaluation" if evaluate else ""
+        say(f"xla: compiles {len(edges)} shapes of the step{also}, each when it first comes")
     return Prepared(machine, source, tokenizer, train_set, features, edges, model, step, evaluate)
 
 
