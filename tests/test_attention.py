@@ -121,8 +121,9 @@ def test_only_who_asks_for_scores_gets_a_tensor_of_their_size(wanted):
     found = list(operations(traced.get_concrete_function(*spec).graph))
     sizes = [output.shape.num_elements() or 0 for operation in found for output in operation.outputs]
     assert (max(sizes) >= batch * heads * length * length) == wanted
-    # Two blocks: each softmax once on the way there, and once more on the way back instead of being kept.
-    assert sum(operation.type == "Softmax" for operation in found) == (1 if wanted else 4)
+    # Two blocks: each softmax once on the way there, and on the way back once for what it weighs and once for its own
+    # gradient instead of being kept.
+    assert sum(operation.type == "Softmax" for operation in found) == (2 if wanted else 6)
 
 
 def probabilities(length, mask, **arguments):
