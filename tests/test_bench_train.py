@@ -149,3 +149,16 @@ def test_the_first_step_of_a_process_is_timed_from_its_start(tmp_path):
     seen = bench_train_first.one_process(Variant("bert-tiny", "float32", batch=2, tokens=16, xla=False), tmp_path)
     assert 0 < seen["step_seconds"] < seen["seconds"]
     assert json.dumps(seen)
+
+
+def test_the_plot_has_a_bar_for_every_rate_and_a_panel_for_every_model(tmp_path):
+    pytest.importorskip("matplotlib")
+    from scripts import plot_train
+
+    rates = {"m": (123.0, 456.0), "n": (789.0,)}
+    rows = [
+        row(model=name, detail=str(rate), seq_per_s=rate, device="a GPU") for name in rates for rate in rates[name]
+    ] + [row(part="first", value="3 s")]
+    text = plot_train.draw(rows, tmp_path / "speed.svg").read_text(encoding="utf-8")
+    assert all(f"<!-- {rate:.0f} -->" in text for each in rates.values() for rate in each)
+    assert text.count("<!-- sequences a second -->") == 2
