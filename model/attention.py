@@ -60,7 +60,8 @@ def attend(query, key, value, padding_mask, *, rate=0.0, seed=None, scores=None,
 
 def _weigh(scores, value, bias, rate, seed):
     """Softmax of [B, N, Q, S] scores, dropout, weighted sum of value [B, S, N, D] -> [B, Q, N, D]."""
-    context = tf.matmul(_probabilities(scores, value.dtype, bias, rate, seed), tf.transpose(value, (0, 2, 1, 3)))  # [B, N, Q, D]
+    probabilities = _probabilities(scores, value.dtype, bias, rate, seed)
+    context = tf.matmul(probabilities, tf.transpose(value, (0, 2, 1, 3)))  # [B, N, Q, D]
     return tf.transpose(context, (0, 2, 1, 3))
 
 
