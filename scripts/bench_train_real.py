@@ -140,7 +140,7 @@ def overheads(prepared: Prepared, settings: TrainConfig, machine: hardware.Hardw
 
     steps(kept)  # compiles
     repeated = {
-        "batches on the device": lambda: steps(kept),
+        "batches ready made": lambda: steps(kept),
         "with the input": lambda: steps(feed(1)),
         "with input and logging": logged,
     }

@@ -76,7 +76,7 @@ def test_real_windows_and_overheads_come_from_the_loop_of_train(tmp_path, monkey
     assert (real["part"], real["compiled_shapes"], real["precision"]) == ("real", "2", "float32")
     assert real["value"].startswith("F1 ")
     assert [r["detail"] for r in inputs] == [
-        "batches on the device", "with the input", "with input and logging", "an evaluation, against an epoch"
+        "batches ready made", "with the input", "with input and logging", "an evaluation, against an epoch"
     ]  # fmt: skip
     assert all(r["value"].endswith("%") for r in inputs[1:])
 
