@@ -191,6 +191,19 @@ def test_dropout_keeps_rate_expectation_and_dtype(dtype, rate):
     assert abs(neighbours.mean() - rate**2) < 0.002, "neighbours are dropped independently"
 
 
+def test_masks_of_two_places_and_the_rows_and_columns_of_one_are_independent():
+    """The hash of a row and that of a column are summed: nothing of the sum may be seen in what is dropped."""
+    signs = [
+        np.sign(dropout(tf.ones((1500, 500)), 0.5, tf.constant([1, place], tf.int64)).numpy() - 0.5) for place in (8, 9)
+    ]
+    assert abs((signs[0] * signs[1]).mean()) < 4 / np.sqrt(signs[0].size)
+    for part in (signs[0][:500], signs[0].T):  # all pairs of rows, all pairs of columns
+        products = (part @ part.T / np.sqrt(part.shape[1]))[np.triu_indices(500, 1)]
+        assert abs(products.mean()) < 0.02
+        assert abs(products.std() - 1) < 0.02
+        assert np.abs(products).max() < 6
+
+
 def test_dropout_of_a_shape_known_only_at_run_time_is_the_same():
     x = drawn((7, 9))
     compiled = tf.function(lambda x: dropout(x, 0.3, SEED), input_signature=[tf.TensorSpec([None, None])])

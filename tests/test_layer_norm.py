@@ -55,7 +55,9 @@ def test_value_and_gradients_equal_float64_up_to_rounding_to_the_dtype(dtype, co
 def test_a_row_of_one_value_has_a_finite_gradient():
     x = tf.ones((2, 8), tf.float16)
     y, dx, *_ = with_gradients(
-        lambda *inputs: layer_norm(*inputs, EPSILON), [x, tf.ones(8), tf.zeros(8)], tf.cast(drawn(2, 8), tf.float16)
+        lambda x, scale, offset: layer_norm(x, scale, offset, EPSILON),
+        [x, tf.ones(8), tf.zeros(8)],
+        tf.cast(drawn(2, 8), tf.float16),
     )
     np.testing.assert_array_equal(y, np.zeros((2, 8)))
     assert np.isfinite(tf.cast(dx, tf.float32)).all()
