@@ -65,7 +65,7 @@ def prepare(config: DistillConfig, machine: Hardware, say: Say) -> Prepared:
     fused = {rate: use_fused_attention(machine.gpu, jit, chosen, rate) for rate in (0.0, plan.config.attention_dropout)}
     say(f"attention: {fused[plan.config.attention_dropout][1]}; written out in layers whose scores are learnt")
     with machine.scope():
-        model = SpanModel(plan.config, chosen.policy, fused[plan.config.attention_dropout][0])
+        model = SpanModel(plan.config, chosen.policy, fused[plan.config.attention_dropout][0], config.recompute)
         models = {"task": teacher.build(taught.weights, chosen.policy, fused[0.0][0])}
         projections = Projections(kind, plan.config.layers + 1, plan.config.hidden, taught.weights.config.hidden)
     models["prediction"] = models["general"] = models["task"]

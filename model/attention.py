@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from model import cudnn_attention
 from model.dropout import dropout
+from model.recompute import anew, recomputed
 
 QUERY_BLOCK = 128  # queries; smaller saves memory, larger saves launches
 _MASKED = -1e9  # added to float32 scores of padding; exp() of it is 0, and no sum of it overflows
@@ -20,9 +21,13 @@ _MASKED = -1e9  # added to float32 scores of padding; exp() of it is 0, and no s
 
 def scaled_scores(query, key):
     """[B, S, N, D], [B, S, N, D] -> Q K^T / sqrt(D), float32 [B, N, S, S], before any mask or softmax."""
+    return tf.cast(_product(query, key), tf.float32)
+
+
+def _product(query, key):
+    """Q K^T / sqrt(D) in the dtype of both, [B, N, Q, S]."""
     query = query * tf.cast(1.0 / math.sqrt(query.shape[-1]), query.dtype)
-    scores = tf.matmul(tf.transpose(query, (0, 2, 1, 3)), tf.transpose(key, (0, 2, 3, 1)))
-    return tf.cast(scores, tf.float32)
+    return tf.matmul(tf.transpose(query, (0, 2, 1, 3)), tf.transpose(key, (0, 2, 3, 1)))
 
 
 def attend(query, key, value, padding_mask, *, rate=0.0, seed=None, scores=None, fused=False):
@@ -54,18 +59,40 @@ def attend(query, key, value, padding_mask, *, rate=0.0, seed=None, scores=None,
 
 
 def _weigh(scores, value, bias, rate, seed):
-    """Softmax of [B, N, Q, S] float32 scores, dropout, weighted sum of value [B, S, N, D] -> [B, Q, N, D]."""
-    probabilities = tf.nn.softmax(scores + bias, axis=-1)
-    probabilities = dropout(tf.cast(probabilities, value.dtype), rate, seed)
+    """Softmax of [B, N, Q, S] scores, dropout, weighted sum of value [B, S, N, D] -> [B, Q, N, D]."""
+    probabilities = _probabilities(scores, value.dtype, bias, rate, seed)
     context = tf.matmul(probabilities, tf.transpose(value, (0, 2, 1, 3)))  # [B, N, Q, D]
     return tf.transpose(context, (0, 2, 1, 3))
 
 
+def _probabilities(scores, dtype, bias, rate, seed):
+    """Softmax in float32 of scores of any dtype, rounded to `dtype`, with dropout.
+
+    The gradient computes the softmax again from the scores, which a matrix product has written anyway: left to itself
+    XLA keeps it, as a float32 tensor of twice their size.
+    """
+
+    def softmax(scores):
+        return tf.nn.softmax(tf.cast(scores, tf.float32) + bias, axis=-1)
+
+    @tf.custom_gradient
+    def compute(scores):
+        def gradient(upstream):
+            probabilities = softmax(*anew(scores))
+            upstream = tf.cast(dropout(upstream, rate, seed), tf.float32)
+            along = tf.reduce_sum(probabilities * upstream, axis=-1, keepdims=True)
+            return tf.cast(probabilities * (upstream - along), scores.dtype)
+
+        return dropout(tf.cast(softmax(scores), dtype), rate, seed), gradient
+
+    return compute(scores)
+
+
 def _block(query, key, value, bias, rate, seed):
     """Attention of some queries [B, Q, N, D] whose scores live only as long as this block does, in both directions."""
+    constants = (bias,) if seed is None else (bias, seed)
 
-    @tf.recompute_grad
-    def compute(query, key, value):
-        return _weigh(scaled_scores(query, key), value, bias, rate, seed)
+    def compute(query, key, value, bias, seed=None):
+        return _weigh(_product(query, key), value, bias, rate, seed)
 
-    return compute(query, key, value)
+    return recomputed(compute, query, key, value, constants=constants)

@@ -20,6 +20,8 @@ from model.attention import attend, scaled_scores
 from model.config import BertConfig
 from model.dropout import dropout
 from model.gelu import bias_gelu
+from model.layer_norm import layer_norm
+from model.recompute import recomputed
 
 
 @dataclass
@@ -43,12 +45,7 @@ class LayerNorm(keras.layers.Layer):
         self.offset = self.add_weight(shape=(width,), initializer="zeros", autocast=False, name="offset")
 
     def call(self, x):
-        wide = tf.cast(x, tf.float32)
-        mean = tf.reduce_mean(wide, axis=-1, keepdims=True)
-        centred = wide - mean
-        variance = tf.reduce_mean(tf.square(centred), axis=-1, keepdims=True)
-        normal = centred * tf.math.rsqrt(variance + self.epsilon)
-        return tf.cast(normal * self.scale.value + self.offset.value, x.dtype)
+        return layer_norm(x, self.scale.value, self.offset.value, self.epsilon)
 
 
 class Linear(keras.layers.Layer):
@@ -90,12 +87,18 @@ class Embeddings(keras.layers.Layer):
         self.built = True  # or else Keras runs the first call twice, once to find out what is to be built
 
     def call(self, token_ids, segment_ids, seed=None):
-        length = token_ids.shape[1] or tf.shape(token_ids)[1]
-        x = tf.gather(self.token.value, token_ids)  # [B, S, H] float32
-        # Two rows of segments: a product with a one-hot beats a gather, whose gradient scatters B * S rows into two.
-        one_hot = tf.one_hot(segment_ids, self.segment.shape[0], dtype=tf.float32)  # [B, S, 2]
-        x += tf.einsum("bst,th->bsh", one_hot, self.segment.value) + self.position.value[:length]
-        return dropout(tf.cast(self.norm(x), self.compute_dtype), self.rate, seed)
+        batch, length = _leading(token_ids[..., None])
+        x = tf.gather(self.token.value, tf.reshape(token_ids, [-1]))  # [B * S, H] float32
+        position = tf.broadcast_to(self.position.value[:length], (batch, length, x.shape[1]))
+        x += tf.reshape(position, (-1, x.shape[1]))
+        # Two rows of segments: a choice, whose gradient is a sum over rows; that of a gather scatters B * S into two.
+        table, ids = self.segment.value, tf.reshape(segment_ids, [-1, 1])
+        segment = table[:1]
+        for index in range(1, table.shape[0]):
+            segment = tf.where(ids == index, table[index : index + 1], segment)
+        x += segment
+        x = dropout(tf.cast(self.norm(x), self.compute_dtype), self.rate, seed)
+        return tf.reshape(x, (batch, length, x.shape[1]))
 
 
 class Layer(keras.layers.Layer):
@@ -118,6 +121,7 @@ class Layer(keras.layers.Layer):
         """x [B, S, H], padding_mask int32 [B, S] -> (y [B, S, H], scores or None, (query, key, value))."""
         c = self.config
         batch, length = _leading(x)
+        x = tf.reshape(x, (-1, c.hidden))  # [B * S, H]: two axes leave XLA no choice of their order in memory
         qkv = tf.reshape(self.qkv(x), (batch, length, 3, c.heads, c.head_size))
         query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]  # [B, S, N, D]
 
@@ -125,12 +129,12 @@ class Layer(keras.layers.Layer):
         context = attend(
             query, key, value, padding_mask, rate=c.attention_dropout, seed=_site(seed, 0), scores=scores, fused=fused
         )
-        context = tf.reshape(context, (batch, length, c.hidden))
+        context = tf.reshape(context, (-1, c.hidden))
         x = self.attention_norm(x + dropout(self.attention_out(context), c.dropout, _site(seed, 1)))
 
-        inner = bias_gelu(self.ffn_in.product(x), self.ffn_in.bias.value, c.gelu)  # [B, S, I]
+        inner = bias_gelu(self.ffn_in.product(x), self.ffn_in.bias.value, c.gelu)  # [B * S, I]
         x = self.ffn_norm(x + dropout(self.ffn_out(inner), c.dropout, _site(seed, 2)))
-        return x, scores, (query, key, value)
+        return tf.reshape(x, (batch, length, c.hidden)), scores, (query, key, value)
 
 
 def _site(seed, index: int):
@@ -145,11 +149,12 @@ class Bert(keras.Model):
         config: sizes.
         dtype: Keras dtype policy: "float32", "mixed_float16" or "mixed_bfloat16".
         fused: attention by cuDNN's fused kernel; only in what XLA compiles for a GPU (`model/attention.py`).
+        recompute: keep each layer's input alone for the backward pass, which computes the layer again.
     """
 
-    def __init__(self, config: BertConfig, dtype: str = "float32", fused: bool = False):
+    def __init__(self, config: BertConfig, dtype: str = "float32", fused: bool = False, recompute: bool = False):
         super().__init__(dtype=dtype, name="bert")
-        self.config, self.fused = config, fused
+        self.config, self.fused, self.recompute = config, fused, recompute
         self.embeddings = Embeddings(config, dtype)
         self.blocks = [Layer(config, dtype, f"layer_{index}") for index in range(config.layers)]
         self.built = True
@@ -178,7 +183,17 @@ class Bert(keras.Model):
         result = Encoded(x, hidden=[x] if "hidden" in want else [])
         for index, layer in enumerate(self.blocks):
             here = want if of is None or index in of else want & {"hidden"}
-            x, scores, relation = layer(x, padding_mask, seed=_site(seed, 8 * (index + 1)), want=here, fused=self.fused)
+            place = _site(seed, 8 * (index + 1))
+            scores = relation = None
+            if self.recompute and not here - {"hidden"}:
+
+                def compute(x, padding_mask, seed=None, layer=layer):
+                    return layer(x, padding_mask, seed=seed, fused=self.fused)[0]
+
+                constants = (padding_mask,) if place is None else (padding_mask, place)
+                x = recomputed(compute, x, constants=constants)
+            else:
+                x, scores, relation = layer(x, padding_mask, seed=place, want=here, fused=self.fused)
             if "hidden" in want:
                 result.hidden.append(x)
             if "scores" in want:

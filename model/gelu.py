@@ -11,6 +11,8 @@ import math
 
 import tensorflow as tf
 
+from model.recompute import anew
+
 _ROOT_HALF = math.sqrt(0.5)
 _DENSITY = 1 / math.sqrt(2 * math.pi)  # of the standard normal distribution at 0
 _TANH_SCALE, _TANH_CUBE = math.sqrt(2 / math.pi), 0.044715
@@ -28,7 +30,7 @@ def bias_gelu(x: tf.Tensor, bias: tf.Tensor, form: str) -> tf.Tensor:
 
     @tf.custom_gradient
     def compute(x, bias):
-        return forward(x, bias), lambda upstream: backward(x, bias, upstream)
+        return forward(x, bias), lambda upstream: backward(anew(x)[0], bias, upstream)
 
     return compute(x, bias)
 
@@ -40,9 +42,9 @@ def _erf_parts(z):
 
 
 def _tanh_parts(z):
-    tanh = tf.tanh(_TANH_SCALE * (z + _TANH_CUBE * z * z * z))
-    below = 0.5 * (1.0 + tanh)
-    slope = 0.5 * z * (1.0 - tanh * tanh) * _TANH_SCALE * (1.0 + 3.0 * _TANH_CUBE * z * z)
+    # (1 + tanh u) / 2 = 1 / (1 + exp(-2 u)): XLA makes fewer instructions of it, and 1 - 1 does not cancel far left.
+    below = 1.0 / (1.0 + tf.exp(-2.0 * _TANH_SCALE * (z + _TANH_CUBE * z * z * z)))
+    slope = 2.0 * z * below * (1.0 - below) * _TANH_SCALE * (1.0 + 3.0 * _TANH_CUBE * z * z)
     return below, below + slope
 
 
@@ -54,9 +56,13 @@ def _compiled(parts):
 
     @tf.function(jit_compile=True, autograph=False)
     def backward(x, bias, upstream):
-        z = tf.cast(x, tf.float32) + bias
-        gradient = tf.cast(upstream, tf.float32) * parts(z)[1]
-        return tf.cast(gradient, x.dtype), tf.reduce_sum(gradient, axis=list(range(len(x.shape) - 1)))
+        def gradient(x, upstream):
+            return tf.cast(upstream, tf.float32) * parts(tf.cast(x, tf.float32) + bias)[1]
+
+        # XLA fuses sum and rounding into one kernel if each has the gradient to itself; a gradient that both use is
+        # written to memory in float32.
+        total = tf.reduce_sum(gradient(*anew(x, upstream)), axis=list(range(len(x.shape) - 1)))
+        return tf.cast(gradient(x, upstream), x.dtype), total
 
     return forward, backward
 

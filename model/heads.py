@@ -13,10 +13,10 @@ class SpanModel(keras.Model):
     Logits are float32 whatever the encoder computes in: the head is a float32 product.
     """
 
-    def __init__(self, config: BertConfig, dtype: str = "float32", fused: bool = False):
+    def __init__(self, config: BertConfig, dtype: str = "float32", fused: bool = False, recompute: bool = False):
         super().__init__(dtype="float32", name="span_model")
         self.config = config
-        self.encoder = Bert(config, dtype, fused)
+        self.encoder = Bert(config, dtype, fused, recompute)
         self.span = keras.layers.Dense(
             2, kernel_initializer=keras.initializers.TruncatedNormal(stddev=0.02), dtype="float32", name="span"
         )
@@ -30,8 +30,10 @@ class SpanModel(keras.Model):
 
     def logits(self, output):
         """Encoder output [B, S, H] -> (start_logits, end_logits) float32 [B, S]."""
-        logits = self.span(tf.cast(output, tf.float32))  # [B, S, 2]
-        return logits[..., 0], logits[..., 1]
+        wide, kernel, bias = tf.cast(output, tf.float32), self.span.kernel.value, self.span.bias.value
+        # Two sums over H and no product: a matrix of two columns would have the float32 output written out first.
+        start, end = (tf.reduce_sum(wide * kernel[:, column], axis=-1) + bias[column] for column in (0, 1))
+        return start, end
 
     def names(self) -> dict[str, keras.Variable]:
         """Our name of every weight, encoder and head, -> its variable."""

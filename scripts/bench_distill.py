@@ -29,7 +29,7 @@ from distill.projection import Projections, choose
 from model import weights
 from model.config import NAMED
 from model.heads import SpanModel
-from scripts.bench_train import device_name
+from scripts.bench_train_step import device_name
 from train import hardware, precision
 
 COLUMNS = [

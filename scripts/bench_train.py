@@ -1,131 +1,204 @@
-"""How fast a training step is: sequences a second and peak memory, by model, precision and XLA.
+"""How fast training is: sequences a second, peak memory, time to the first step; ours and PyTorch's in one run.
 
-    python -m scripts.bench_train --out results/train.csv
+    python -m scripts.bench_train --parts full --compare torch
+    python -m scripts.bench_train --parts real --compare torch --train train-v1.1.json.gz --dev dev-v1.1.json.gz
+    python -m scripts.bench_train --parts memory first input --train train-v1.1.json.gz --dev dev-v1.1.json.gz
 
-The step is that of train.py: dropout 0.1 (of attention probabilities: --attention-dropout), loss scale under float16,
-clipping, AdamW. Batches are full (no padding) random tokens, the same for every row of the table. Times are medians
-over repetitions of several steps each; the first step, which traces and compiles, is given apart. Compare rows of one
-run only.
+    full    the step of train.py on full batches of random tokens, without padding, that stay on the device
+    memory  the same with --recompute
+    real    the whole of train.py on SQuAD, batches by length bucket, beside a PyTorch loop that pads every window to
+            384 tokens, from the same weights and settings; windows a second after the first epoch, F1 by seed
+    input   what input, logging and evaluation add to the steps of `real`
+    first   seconds from the start of a process to the end of its first step, without and with XLA's cache of compiled
+            code
+
+The step: dropout 0.1 (of attention probabilities: --attention-dropout), loss scale under float16, clipping, AdamW, loss
+and gradient norm. PyTorch's is in scripts/bench_train_torch.py, compiled. Times are medians over repetitions of several
+steps each. Rows are added to the CSV, in place of what the same device measured before; compare rows of one run.
 """
 
 import csv
-import dataclasses
 import datetime
 import itertools
-import time
+import statistics
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import train.environment  # noqa: F401  isort: skip - before TensorFlow
 
-import numpy as np
 import tensorflow as tf
 
 from configs import command
+from configs.errors import UsageError
 from configs.options import setting
-from model.config import NAMED
-from model.heads import SpanModel
-from train import hardware, precision
-from train.config import TrainConfig
-from train.prepare import make_step
+from scripts import bench_train_first, bench_train_peer, bench_train_real
+from scripts.bench_train_step import Variant, device_name, measure
+from train import hardware
 
 COLUMNS = [
-    "model", "precision", "xla", "attention", "attention_dropout", "batch", "tokens", "seq_per_s", "step_ms",
-    "peak_gib", "first_step_s", "device", "tensorflow", "date",
+    "part", "framework", "model", "precision", "detail", "batch", "tokens", "seq_per_s", "step_ms", "peak_gib",
+    "first_step_s", "compiled_shapes", "value", "device", "versions", "date",
 ]  # fmt: skip
+KEY = ("part", "framework", "model", "precision", "detail", "batch", "tokens", "device")
+PARTS = ("full", "memory", "real", "input", "first")
 
 
 @dataclass(frozen=True)
 class BenchConfig:
-    """Time the training step by model, precision and XLA, and write a CSV."""
+    """Time training by part, model and precision, and write a CSV and a plot of it."""
 
-    out: str = setting("results/train.csv", help="CSV to write")
-    models: tuple[str, ...] = setting(("minilm-l6", "bert-base"), help="sizes by name")
-    precisions: tuple[str, ...] = setting(("float32", "float16", "bfloat16"), help="compute types")
-    xla: tuple[str, ...] = setting(("off", "on"), help="off, on or both")
+    parts: tuple[str, ...] = setting(("full",), help=f"any of {', '.join(PARTS)}")
+    compare: str = setting("none", choices=("none", "torch"), help="torch: PyTorch's compiled AMP step beside ours")
+    out: str = setting("results/train_speed.csv", help="CSV to write; the plot stands beside it")
+    models: tuple[str, ...] = setting(("bert-base", "minilm-l6"), help="sizes by name (full, memory, first)")
+    precisions: tuple[str, ...] = setting(("float16",), help="compute types")
+    xla: tuple[str, ...] = setting(("on",), help="off, on or both (full)")
     attention_dropout: float = setting(0.0, least=0.0, most=0.9, help="rate of attention probabilities")
     batch: int = setting(32, least=1, help="sequences a step")
     tokens: int = setting(384, least=8, most=512, help="tokens a sequence")
-    steps: int = setting(10, least=1, help="steps a repetition")
+    steps: int = setting(20, least=1, help="steps a repetition")
     repetitions: int = setting(5, least=1, help="the median counts")
+    recipe: str = setting("minilm-squad11", help="recipe in configs/ (real, input)")
+    weights: str = setting("minilm-l6", help="weights, as train.py's --model (real, input)")
+    train: str | None = setting(None, help="training questions (real, input)")
+    dev: str | None = setting(None, help="dev questions (real, input)")
+    flags: str = setting("amp", help='more flags of train.py without their dashes: "amp buckets=3" (real, input)')
+    seeds: tuple[int, ...] = setting((1, 2, 3), help="seeds (real)")
+    profile: str | None = setting(
+        None, help="folder: record a few steps of the first model and precision there, print the kernels, and stop"
+    )
 
 
 def main(config: BenchConfig) -> dict:
+    unknown = [part for part in config.parts if part not in PARTS]
+    if unknown:
+        raise UsageError(f"--parts {unknown[0]} is not known; choose from {', '.join(PARTS)}")
+    if {"real", "input"} & set(config.parts) and not (config.train and config.dev):
+        raise UsageError("the parts real and input need questions: --train FILE --dev FILE")
     machine = hardware.prepare("auto", "none", False, 1)
+    if config.profile:
+        from scripts import profile_step
+
+        variant = Variant(config.models[0], config.precisions[0], True, False, config.attention_dropout)
+        return profile_step.profile(variant, machine, Path(config.profile))
     out = Path(config.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
     rows = []
-    with open(out, "w", newline="", encoding="utf-8") as file:
+    for row in measured(config, machine):
+        about = {"device": device_name(machine.gpu), "date": datetime.date.today().isoformat()}
+        row = dict.fromkeys(COLUMNS, "") | {"versions": f"tensorflow {tf.__version__}"} | about | row
+        write(out, row)  # at once: what was measured is not lost with what comes after
+        print(", ".join(f"{name} {row[name]}" for name in COLUMNS[:13] if row[name] != ""), flush=True)
+        rows.append(row)
+    print(table(rows))
+    draw(out)
+    name = "{part} {framework} {model} {precision} {detail}".format_map
+    metrics = {name(row): row["seq_per_s"] if row["value"] == "" else row["value"] for row in rows}
+    return {"out": str(out), "metrics": metrics}
+
+
+def measured(config: BenchConfig, machine: hardware.Hardware) -> Iterator[dict]:
+    """Rows of all parts, as they come."""
+    kinds = list(itertools.product(config.models, config.precisions))
+    for part in config.parts:
+        if part == "full":
+            for (name, kind), xla in itertools.product(kinds, config.xla):
+                yield step_row(part, config, machine, one(config, name, kind, xla=xla == "on"))
+            for name, kind in kinds if config.compare == "torch" else ():
+                yield torch_row(config, one(config, name, kind))
+        elif part == "memory":
+            for name, kind in kinds:
+                yield step_row(part, config, machine, one(config, name, kind, config.xla[0] == "on", recompute=True))
+        elif part == "first":
+            for name, kind in kinds:
+                yield from bench_train_first.rows(one(config, name, kind))
+        else:
+            yield from bench_train_real.rows(part, config, machine)
+
+
+def one(config: BenchConfig, name: str, kind: str, xla: bool = True, recompute: bool = False) -> Variant:
+    return Variant(name, kind, xla, recompute, config.attention_dropout, config.batch, config.tokens)
+
+
+def about(variant: Variant, detail: str) -> dict:
+    """The columns that say what was timed."""
+    dropped = f", attention dropout {variant.attention_dropout:g}" if variant.attention_dropout else ""
+    return {
+        "model": variant.model,
+        "precision": variant.precision,
+        "detail": detail + dropped,
+        "batch": variant.batch,
+        "tokens": variant.tokens,
+    }
+
+
+def step_row(part: str, config: BenchConfig, machine: hardware.Hardware, variant: Variant) -> dict:
+    timed = measure(variant, machine, config.steps, config.repetitions)
+    words = [timed.attention, "attention", *(["recompute"] if variant.recompute else [])]
+    detail = " ".join(words) + ("" if variant.xla else ", no XLA")
+    shapes = {"compiled_shapes": 1 if variant.xla else 0}
+    return {"part": part, "framework": "retort"} | about(variant, detail) | figures(variant, vars(timed)) | shapes
+
+
+def torch_row(config: BenchConfig, variant: Variant) -> dict:
+    seen = bench_train_peer.step(variant, config.steps, config.repetitions)
+    row = {"part": "full", "framework": "torch.compile"} | about(variant, "SDPA") | figures(variant, seen)
+    return row | {"versions": f"torch {seen['torch']}", "device": seen["device"]}
+
+
+def figures(variant: Variant, seen: dict) -> dict:
+    return {
+        "seq_per_s": round(variant.batch / seen["step_ms"] * 1e3, 1),
+        "step_ms": round(seen["step_ms"], 2),
+        "peak_gib": round(seen["peak_gib"], 2),
+        "first_step_s": round(seen["first_step_s"], 1),
+    }
+
+
+def write(path: Path, row: dict) -> None:
+    """Put a row into the CSV, in place of an earlier one of the same key."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kept = read(path) if path.exists() else []
+    key = tuple(str(row[name]) for name in KEY)
+    kept = [old for old in kept if tuple(old[name] for name in KEY) != key]
+    with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
-        for name, kind, xla in itertools.product(config.models, config.precisions, config.xla):
-            row = measure(config, machine, name, kind, xla == "on")
-            writer.writerow(row)
-            file.flush()
-            rows.append(row)
-            print(", ".join(f"{key} {row[key]}" for key in COLUMNS[:11]), flush=True)
-    return {"out": str(out), "metrics": {f"{r['model']} {r['precision']} xla {r['xla']}": r["seq_per_s"] for r in rows}}
+        writer.writerows([*kept, row])
 
 
-def measure(config: BenchConfig, machine: hardware.Hardware, name: str, kind: str, jit: bool) -> dict:
-    """One row of the table."""
-    chosen = precision.choose(kind, machine.gpu)
-    size = dataclasses.replace(NAMED[name], attention_dropout=config.attention_dropout)
-    fused, _ = hardware.use_fused_attention(machine.gpu, jit, chosen, size.attention_dropout)
-    model = SpanModel(size, chosen.policy, fused)
-    settings = TrainConfig(model=name, data="-", out="-", batch_size=config.batch)
-    step = make_step(model, settings, chosen, jit, machine, 1000)
-    random = np.random.default_rng(1)
-    shape = (config.batch, config.tokens)
-    batch = {
-        "token_ids": tf.constant(random.integers(1000, size.vocabulary, shape), tf.int32),
-        "segment_ids": tf.zeros(shape, tf.int32),
-        "padding_mask": tf.ones(shape, tf.int32),
-        "start_positions": tf.constant(random.integers(0, config.tokens, config.batch), tf.int32),
-        "end_positions": tf.constant(random.integers(0, config.tokens, config.batch), tf.int32),
-        "weight": tf.ones(config.batch),
-    }
-    start = time.perf_counter()
-    step(batch, 0).numpy()
-    first = time.perf_counter() - start
-    for number in range(3):
-        step(batch, number)
-    if machine.gpu:
-        tf.config.experimental.reset_memory_stats("GPU:0")
-    seconds = []
-    for _ in range(config.repetitions):
-        start = time.perf_counter()
-        for number in range(config.steps):
-            numbers = step(batch, number)
-        numbers.numpy()  # waits for the device
-        seconds.append((time.perf_counter() - start) / config.steps)
-    median = float(np.median(seconds))
-    peak = tf.config.experimental.get_memory_info("GPU:0")["peak"] / 2**30 if machine.gpu else float("nan")
-    return {
-        "model": name,
-        "precision": kind,
-        "xla": "on" if jit else "off",
-        "attention": "fused" if fused and not size.attention_dropout else "blocks",
-        "attention_dropout": size.attention_dropout,
-        "batch": config.batch,
-        "tokens": config.tokens,
-        "seq_per_s": round(config.batch / median, 1),
-        "step_ms": round(median * 1e3, 2),
-        "peak_gib": round(peak, 2),
-        "first_step_s": round(first, 1),
-        "device": device_name(machine.gpu),
-        "tensorflow": tf.__version__,
-        "date": datetime.date.today().isoformat(),
-    }
+def read(path: Path) -> list[dict]:
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
-def device_name(gpu: bool) -> str:
-    """The GPU's name, or "CPU"."""
-    if not gpu:
-        return "CPU"
-    return tf.config.experimental.get_device_details(tf.config.list_physical_devices("GPU")[0]).get(
-        "device_name", "GPU"
-    )
+def table(rows: list[dict]) -> str:
+    """For a person: a line a row, and ours over PyTorch's where both were run."""
+    lines = []
+    for row in rows:
+        speed = f"{row['seq_per_s']:>9} seq/s" if row["seq_per_s"] != "" else f"{row['value']:>15}"
+        memory = f"{row['peak_gib']:>7} GiB" if row["peak_gib"] != "" else " " * 11
+        first = f"{row['first_step_s']:>7} s to the first step" if row["first_step_s"] != "" else ""
+        what = f"{row['part']:7}{row['framework']:14}{row['model']:11}{row['precision']:9}"
+        lines.append(f"{what}{speed}{memory}{first}  {row['detail']}")
+    for part, model, kind in sorted({(row["part"], row["model"], row["precision"]) for row in rows}):
+        same = [row for row in rows if (row["part"], row["model"], row["precision"]) == (part, model, kind)]
+        ours = [row["seq_per_s"] for row in same if row["framework"] == "retort" and row["seq_per_s"] != ""]
+        peers = [row["seq_per_s"] for row in same if row["framework"] == "torch.compile"]
+        if ours and peers:
+            best = max if part == "full" else statistics.mean  # of all XLA settings, or of all seeds
+            lines.append(f"{part} {model} {kind}: {best(ours) / best(peers):.3f} x torch.compile")
+    return "\n".join(lines)
+
+
+def draw(path: Path) -> None:
+    """The plot beside the CSV, where matplotlib is installed."""
+    try:
+        from scripts import plot_train
+    except ModuleNotFoundError as error:
+        print(f"no plot: {error.name} is not installed here; python -m scripts.plot_train --csv {path} draws it later")
+        return
+    print(f"plot: {plot_train.draw(read(path), path.with_suffix('.svg'))}")
 
 
 if __name__ == "__main__":

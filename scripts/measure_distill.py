@@ -30,7 +30,7 @@ from distill.config import DistillConfig
 from distill.prepare import prepare
 from distill.stages import run
 from model import run_folder
-from scripts.bench_train import device_name
+from scripts.bench_train_step import device_name
 from scripts.measure_squad import append
 from train import hardware
 

@@ -22,7 +22,7 @@ import numpy as np
 from configs import command, options
 from configs.options import setting
 from model import run_folder
-from scripts.bench_train import device_name
+from scripts.bench_train_step import device_name
 from train import hardware, loop
 from train.config import TrainConfig
 from train.out_folder import empty

@@ -121,8 +121,9 @@ def test_only_who_asks_for_scores_gets_a_tensor_of_their_size(wanted):
     found = list(operations(traced.get_concrete_function(*spec).graph))
     sizes = [output.shape.num_elements() or 0 for operation in found for output in operation.outputs]
     assert (max(sizes) >= batch * heads * length * length) == wanted
-    # Two blocks: each softmax once on the way there, and once more on the way back instead of being kept.
-    assert sum(operation.type == "Softmax" for operation in found) == (1 if wanted else 4)
+    # Two blocks: each softmax once on the way there, and on the way back once for what it weighs and once for its own
+    # gradient instead of being kept.
+    assert sum(operation.type == "Softmax" for operation in found) == (2 if wanted else 6)
 
 
 def probabilities(length, mask, **arguments):
@@ -188,6 +189,19 @@ def test_dropout_keeps_rate_expectation_and_dtype(dtype, rate):
     assert set(np.unique(kept)) == {0.0, float(tf.cast(65536 / (65536 - round(rate * 65536)), dtype))}
     neighbours = (kept[:, 1:] == 0) & (kept[:, :-1] == 0)
     assert abs(neighbours.mean() - rate**2) < 0.002, "neighbours are dropped independently"
+
+
+def test_masks_of_two_places_and_the_rows_and_columns_of_one_are_independent():
+    """The hash of a row and that of a column are summed: nothing of the sum may be seen in what is dropped."""
+    signs = [
+        np.sign(dropout(tf.ones((1500, 500)), 0.5, tf.constant([1, place], tf.int64)).numpy() - 0.5) for place in (8, 9)
+    ]
+    assert abs((signs[0] * signs[1]).mean()) < 4 / np.sqrt(signs[0].size)
+    for part in (signs[0][:500], signs[0].T):  # all pairs of rows, all pairs of columns
+        products = (part @ part.T / np.sqrt(part.shape[1]))[np.triu_indices(500, 1)]
+        assert abs(products.mean()) < 0.02
+        assert abs(products.std() - 1) < 0.02
+        assert np.abs(products).max() < 6
 
 
 def test_dropout_of_a_shape_known_only_at_run_time_is_the_same():

@@ -1,6 +1,7 @@
 """The batch plan: every window once, little padding, and the same rest after a stop."""
 
 import itertools
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -127,13 +128,43 @@ def test_the_workers_shares_make_up_the_batch_and_fillers_have_no_weight(feature
         assert one["weight"].tolist() == (one["row"] >= 0).astype(float).tolist()
 
 
-def test_the_tf_dataset_yields_the_numpy_batches(features):
+def test_prefetched_batches_are_the_numpy_batches_in_order(features):
     pytest.importorskip("tensorflow")
     plan = batches.plan(features.length, 4, batches.edges(features.length, multiple=8, window=24))
     expected = list(batches.batches(features, plan, first_step=1))
-    stream = batches.dataset(features, plan, first_step=1)
-    got = list(stream.as_numpy_iterator())
+    got = list(batches.prefetched(batches.batches(features, plan, first_step=1), ahead=2))
     assert len(got) == len(expected)
     for a, b in zip(got, expected, strict=True):
         assert set(a) == set(b)
-        assert all(np.array_equal(a[key], b[key]) and a[key].dtype == b[key].dtype for key in b)
+        assert all(np.array_equal(a[key], b[key]) and a[key].dtype.as_numpy_dtype == b[key].dtype for key in b)
+
+
+def test_an_error_in_the_making_of_a_batch_is_raised_where_the_batch_is_wanted():
+    pytest.importorskip("tensorflow")
+
+    def broken():
+        yield {"x": np.ones(2, np.float32)}
+        raise UserError("the second batch is broken")
+
+    stream = batches.prefetched(broken())
+    np.testing.assert_array_equal(next(stream)["x"], [1, 1])
+    with pytest.raises(UserError, match="second batch"):
+        next(stream)
+
+
+def test_nobody_goes_on_making_batches_that_nobody_wants():
+    pytest.importorskip("tensorflow")
+    made = []
+
+    def endless():
+        while True:
+            made.append(len(made))
+            yield {"x": np.zeros(1, np.float32)}
+
+    stream = batches.prefetched(endless(), ahead=3)
+    next(stream)
+    stream.close()
+    count = len(made)
+    assert count <= 6
+    assert "batches" not in {thread.name for thread in threading.enumerate()}
+    assert len(made) == count

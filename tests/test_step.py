@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from train.optimizer import AdamW, learning_rate
 from train.precision import LossScale
-from train.step import Step
+from train.step import Step, grouped
 
 
 @pytest.fixture(autouse=True)
@@ -219,3 +219,17 @@ def test_seeds_differ_between_steps_and_repeat_for_one():
         seen.setdefault(number, []).append(float(step(batch(), number).numpy()[NORM]))
     assert seen[1][0] == seen[1][1]
     assert len({values[0] for values in seen.values()}) == 3
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_vectors_of_one_length_are_stacked_and_come_back_as_they_were(jit):
+    random = np.random.default_rng(0)
+    shapes = {"a": (5,), "b": (5,), "c": (2, 5), "d": (7,), "e": (2, 5), "f": (3, 2, 2)}
+    given = {name: tf.constant(random.normal(size=shape), tf.float32) for name, shape in shapes.items()}
+    tf.config.run_functions_eagerly(not jit)
+    rows, squares = tf.function(grouped, jit_compile=jit or None, autograph=False)(given)
+    assert list(rows) == list(given)
+    for name, value in given.items():
+        np.testing.assert_array_equal(rows[name], value)
+    expected = sum((value.numpy() ** 2).sum() for value in given.values())
+    assert float(tf.reduce_sum(squares)) == pytest.approx(expected, rel=1e-6)

@@ -24,7 +24,8 @@ def main(config: TrainConfig) -> dict:
         run_folder.write(out, job.info)
         shutil.copyfile(prepared.tokenizer.vocab_file, out / "vocab.txt")
     metrics = loop.run(job, resume=config.resume)
-    return {"out": str(out), "metrics": metrics | prepared.step.summary()}
+    evaluated = {"evaluated_shapes": len(prepared.evaluate.shapes) if prepared.evaluate else 0}
+    return {"out": str(out), "metrics": metrics | prepared.step.summary() | evaluated}
 
 
 if __name__ == "__main__":

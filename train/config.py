@@ -30,6 +30,9 @@ class RunConfig:
         help="mixed precision: auto is float16 with loss scaling on a GPU and bfloat16 on a CPU",
     )
     jit: bool | None = setting(None, help="compile the step with XLA; none: on a GPU, not on a CPU")
+    recompute: bool = setting(
+        False, help="keep each layer's input alone and compute the layer again going back: less memory, more time"
+    )
     distribute: str = setting(
         "none",
         choices=("none", "mirrored", "multiworker"),

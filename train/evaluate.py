@@ -45,6 +45,11 @@ class Evaluator:
             jit_compile=jit or None,
         )
 
+    @property
+    def shapes(self) -> set[int]:
+        """Padded lengths; under XLA each is compiled once."""
+        return {pad_to for pad_to, _ in self.plan}
+
     def logits(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Start and end logits of every window: float32 arrays of the window's length, in the order of the features."""
         start: list = [None] * len(self.features)

@@ -109,7 +109,7 @@ def run(job: Job, resume: bool = False) -> dict:
                 if told:
                     journal.flush(done, job.step.counters())
                 if told or done % SKIPS_BEFORE_ABORT == 0:
-                    _stop_if_stuck(job, batch, done)
+                    stop_if_stuck(job, batch, done)
                 due = done % job.eval_every == 0 if job.eval_every else done % job.steps_per_epoch == 0
                 if due or at_end or done % job.save_every == 0:
                     paused = journal.pause()
@@ -124,7 +124,7 @@ def run(job: Job, resume: bool = False) -> dict:
     return {**(job.history[-1] if job.history else {}), "best": best}
 
 
-def _stop_if_stuck(job: Job, batch: dict, done: int) -> None:
+def stop_if_stuck(job: Job, batch: dict, done: int) -> None:
     """Raise a UserError when too many steps in a row were skipped; asking waits for the device."""
     scale = job.step.loss_scale
     in_a_row = int(scale.skipped_in_a_row.numpy())

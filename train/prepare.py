@@ -1,5 +1,6 @@
 """From settings to a job for the loop: weights, tokeniser, windows, model, step; fine-tuning and measuring share it."""
 
+import contextlib
 import dataclasses
 import zlib
 from collections.abc import Callable, Iterator
@@ -89,7 +90,7 @@ def prepare(config: TrainConfig, machine: Hardware, say: Say) -> Prepared:
     dev_features = tokenised(dev_set, tokenizer, options, cache, say, "dev") if dev_set else None
 
     with machine.scope():
-        model = SpanModel(sizes, chosen.policy, fused)
+        model = SpanModel(sizes, chosen.policy, fused, config.recompute)
         step = make_step(model, config, chosen, jit, machine, steps_per_epoch(features, config))
     fresh = [name for name in model.names() if name not in source.tensors]
     say(
@@ -100,7 +101,13 @@ def prepare(config: TrainConfig, machine: Hardware, say: Say) -> Prepared:
     say(f"data: {len(features)} windows, batches of {config.batch_size} padded to {', '.join(map(str, edges))} tokens")
     evaluate = None
     if dev_set and dev_features is not None and machine.chief:
-        evaluate = Evaluator(model, dev_set, dev_features, max_answer_tokens=config.max_answer_tokens, jit=jit)
+        lengths = min(config.buckets, 2) if jit else config.buckets  # compiling a third takes longer than it saves
+        evaluate = Evaluator(
+            model, dev_set, dev_features, max_answer_tokens=config.max_answer_tokens, jit=jit, buckets=lengths
+        )
+    if jit:
+        also = f" and {len(evaluate.shapes)} of the evaluation" if evaluate else ""
+        say(f"xla: compiles {len(edges)} shapes of the step{also}, each when it first comes")
     return Prepared(machine, source, tokenizer, train_set, features, edges, model, step, evaluate)
 
 
@@ -233,7 +240,9 @@ def epoch_batches(
     plan = batches.plan(features.length, config.batch_size, edges, seed=config.seed, epoch=epoch)
     real = [loop.real_rows(rows >= 0) for _, rows in plan[first:]]
     if machine.strategy is None:
-        yield from zip(batches.dataset(features, plan, first, extend=extend), real, strict=True)
+        stream = batches.prefetched(batches.batches(features, plan, first, extend=extend))
+        with contextlib.closing(stream):
+            yield from zip(stream, real, strict=True)
         return
     local = machine.replicas // machine.ranks
     own = batches.batches(features, plan, first, machine.rank, machine.ranks, extend)

@@ -1,0 +1,158 @@
+"""Training on real windows: the whole of train.py beside a PyTorch loop that pads, and what is not the step itself.
+
+Both start from the same weights, see the same windows, and follow the same schedule for the same number of updates.
+Ours takes batches by length bucket. PyTorch's takes them shuffled, every window padded to the longest allowed, as the
+usual fine-tuning script does; its windows lie in pinned memory, ready made, so it is spared the cost of a data loader.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from configs import options
+from data import batches
+from data.answers import best_answers
+from data.metric import score
+from model import run_folder
+from scripts import bench_train_peer
+from scripts.bench_train_step import peak_gib
+from train import hardware, loop
+from train.config import TrainConfig
+from train.journal import Journal
+from train.out_folder import empty
+from train.prepare import Prepared, epoch_batches, initialise, prepare, steps_per_epoch
+
+RUNS = Path("runs/bench_train")
+ARRAYS = ("token_ids", "segment_ids", "padding_mask", "start_positions", "end_positions")
+
+
+def rows(part: str, config: Any, machine: hardware.Hardware) -> Iterator[dict]:
+    """Rows of the parts "real" and "input". config: `bench_train.BenchConfig`."""
+    argv = ["--config", config.recipe, "--model", config.weights, "--data", config.train, "--dev", config.dev]
+    argv += ["--out", str(RUNS), *(f"--{word}" for word in config.flags.split())]
+    settings = options.parse(TrainConfig, argv, "train")
+    prepared = prepare(settings, machine, print)
+    common = {
+        "part": part,
+        "framework": "retort",
+        "model": config.weights if "/" not in config.weights else Path(config.weights).name,
+        "precision": settings.amp if settings.amp not in (None, "auto") else ("float16" if settings.amp else "float32"),
+        "batch": settings.batch_size,
+        "tokens": ", ".join(map(str, prepared.edges)),
+    }
+    if part == "input":
+        yield from (common | row for row in overheads(prepared, settings, machine))
+        return
+    for seed in config.seeds:
+        yield common | ours(prepared, replace(settings, seed=seed, out=str(RUNS / str(seed))), machine)
+    for seed in config.seeds if config.compare == "torch" else ():
+        yield common | theirs(prepared, replace(settings, seed=seed))
+
+
+def ours(prepared: Prepared, settings: TrainConfig, machine: hardware.Hardware) -> dict:
+    """One run of the loop, with its logging and checkpoints; evaluations do not count as training."""
+    job = prepared.job(settings)
+    empty(job.out)
+    run_folder.write(job.out, job.info)
+    start = time.perf_counter()
+    metrics = loop.run(job)
+    whole = time.perf_counter() - start
+    lines = [json.loads(line) for line in (job.out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    later = [line for line in lines if "seconds" in line and line["step"] > job.steps_per_epoch + settings.log_every]
+    rate = sum(line["seq_per_s"] * line["seconds"] for line in later) / sum(line["seconds"] for line in later)
+    return {
+        "detail": f"seed {settings.seed}, by bucket",
+        "seq_per_s": round(rate, 1),
+        "peak_gib": round(peak_gib(machine), 2),
+        "compiled_shapes": len(prepared.step.shapes),
+        "value": f"F1 {metrics['f1']:.2f}; {whole:.0f} s in all, {len(job.history)} evaluations among it",
+    }
+
+
+def theirs(prepared: Prepared, settings: TrainConfig) -> dict:
+    """The PyTorch loop from the same weights; its logits are scored by our metric."""
+    features, window = prepared.features, settings.window
+    initialise(prepared.model, prepared.source, settings.seed)
+    weights = {name: np.asarray(variable.numpy()) for name, variable in prepared.model.names().items()}
+    every = features.assemble(np.arange(len(features)), window)
+    per_epoch = steps_per_epoch(features, settings)
+    total = per_epoch * settings.epochs
+    plans = [
+        batches.plan(features.length, settings.batch_size, (window,), seed=settings.seed, epoch=epoch)
+        for epoch in range(settings.epochs)
+    ]
+    given = {name: every[name] for name in ARRAYS}
+    given["order"] = np.stack([np.stack([places for _, places in plan]) for plan in plans])
+    assert prepared.evaluate is not None
+    dev = prepared.evaluate.features
+    given |= {f"dev_{name}": value for name, value in dev.assemble(np.arange(len(dev)), window).items()}
+    job = {"sizes": prepared.model.config.to_dict(), "precision": settings.amp, "epochs": settings.epochs}
+    job["precision"] = {None: "float32", "auto": "float16"}.get(settings.amp, settings.amp)
+    job |= {"seed": settings.seed, "lr": settings.lr, "warmup": int(total * settings.warmup), "total": total}
+    seen, arrays = bench_train_peer.run(job, given, weights)
+    logits = [rows[:length] for rows, length in zip(arrays["logits"], dev.length, strict=True)]
+    start, end = [rows[:, 0] for rows in logits], [rows[:, 1] for rows in logits]
+    dataset = prepared.evaluate.dataset
+    scores = score(dataset, best_answers(dev, dataset, start, end, max_answer_tokens=settings.max_answer_tokens))
+    return {
+        "framework": "torch.compile",
+        "detail": f"seed {settings.seed}, padded",
+        "tokens": window,
+        "seq_per_s": round(seen["seq_per_s"], 1),
+        "peak_gib": round(seen["peak_gib"], 2),
+        "first_step_s": round(seen["first_step_s"], 1),
+        "compiled_shapes": "",
+        "value": f"F1 {scores['f1']:.2f}",
+        "versions": f"torch {seen['torch']}",
+    }
+
+
+def overheads(prepared: Prepared, settings: TrainConfig, machine: hardware.Hardware) -> Iterator[dict]:
+    """Seconds an epoch takes with more and more of the loop around the step, the first epoch not counted."""
+    job, step = prepared.job(settings), prepared.step
+    feed = lambda epoch: epoch_batches(prepared.features, prepared.edges, settings, machine, epoch, 0)  # noqa: E731
+    kept = [({name: tf.identity(value) for name, value in batch.items()}, rows) for batch, rows in feed(0)]
+
+    def steps(batches) -> float:
+        start = time.perf_counter()
+        for number, (batch, _) in enumerate(batches):
+            numbers = step(batch, number)
+        numbers.numpy()
+        return time.perf_counter() - start
+
+    def logged() -> float:
+        empty(RUNS)
+        journal = Journal(RUNS, step.measured, len(kept), 0, settings.log_every, "train")
+        start = time.perf_counter()
+        for number, (batch, rows) in enumerate(feed(2)):
+            journal.step(step(batch, number), rows)
+            if journal.due:
+                journal.flush(number + 1, step.counters())
+                loop.stop_if_stuck(job, batch, number + 1)
+        journal.close()
+        return time.perf_counter() - start
+
+    steps(kept)  # compiles
+    repeated = {
+        "batches ready made": lambda: steps(kept),
+        "with the input": lambda: steps(feed(1)),
+        "with input and logging": logged,
+    }
+    windows, base = len(prepared.features), 0.0
+    for detail, measured in repeated.items():
+        seconds = float(np.median([measured() for _ in range(5)]))
+        base = base or seconds
+        more = "" if seconds == base else f"{100 * (seconds / base - 1):+.1f} %"
+        yield {"detail": detail, "seq_per_s": round(windows / seconds, 1), "value": more}
+    if prepared.evaluate is not None:
+        prepared.evaluate()
+        start = time.perf_counter()
+        prepared.evaluate()
+        seconds = time.perf_counter() - start
+        yield {"detail": "an evaluation, against an epoch", "value": f"{seconds:.2f} s, {100 * seconds / base:.1f} %"}

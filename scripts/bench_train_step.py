@@ -1,0 +1,109 @@
+"""Our training step as the benches time it: that of train.py, built for one size, compute type and batch shape."""
+
+import dataclasses
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import train.environment  # noqa: F401  isort: skip - before TensorFlow
+
+import numpy as np
+import tensorflow as tf
+
+from model.config import NAMED
+from model.heads import SpanModel
+from train import hardware, precision
+from train.config import TrainConfig
+from train.prepare import make_step
+
+WARM_UP = 5  # steps after the first that are not counted
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What distinguishes one row of a table from another."""
+
+    model: str
+    precision: str
+    xla: bool = True
+    recompute: bool = False
+    attention_dropout: float = 0.0
+    batch: int = 32
+    tokens: int = 384
+
+
+@dataclass
+class Timed:
+    """What was seen of a variant."""
+
+    step_ms: float  # median over repetitions
+    peak_gib: float  # of device memory, by TensorFlow's or PyTorch's own count
+    first_step_s: float  # tracing and compiling included
+    attention: str = ""
+
+
+def build(variant: Variant, machine: hardware.Hardware) -> tuple[Any, str]:
+    """The step of fine-tuning on random weights, and how it computes attention."""
+    chosen = precision.choose(variant.precision, machine.gpu)
+    size = dataclasses.replace(NAMED[variant.model], attention_dropout=variant.attention_dropout)
+    fused, _ = hardware.use_fused_attention(machine.gpu, variant.xla, chosen, size.attention_dropout)
+    model = SpanModel(size, chosen.policy, fused, variant.recompute)
+    settings = TrainConfig(model=variant.model, data="-", out="-", batch_size=variant.batch)
+    step = make_step(model, settings, chosen, variant.xla, machine, 1000)
+    return step, "fused" if fused and not size.attention_dropout else "blocks"
+
+
+def random_rows(variant: Variant) -> dict[str, np.ndarray]:
+    """A batch of random tokens without padding, the same for everything that is timed."""
+    random, shape = np.random.default_rng(1), (variant.batch, variant.tokens)
+    return {
+        "token_ids": random.integers(1000, NAMED[variant.model].vocabulary, shape).astype(np.int32),
+        "segment_ids": np.zeros(shape, np.int32),
+        "padding_mask": np.ones(shape, np.int32),
+        "start_positions": random.integers(0, variant.tokens, variant.batch).astype(np.int32),
+        "end_positions": random.integers(0, variant.tokens, variant.batch).astype(np.int32),
+        "weight": np.ones(variant.batch, np.float32),
+    }
+
+
+def on_device(rows: dict[str, np.ndarray]) -> dict[str, tf.Tensor]:
+    return {name: tf.identity(tf.constant(value)) for name, value in rows.items()}
+
+
+def measure(variant: Variant, machine: hardware.Hardware, steps: int, repetitions: int) -> Timed:
+    """Time the step on one batch that stays on the device."""
+    step, attention = build(variant, machine)
+    batch = on_device(random_rows(variant))
+    start = time.perf_counter()
+    step(batch, 0).numpy()
+    first = time.perf_counter() - start
+    for number in range(WARM_UP):
+        numbers = step(batch, number)
+    numbers.numpy()
+    if machine.gpu:
+        tf.config.experimental.reset_memory_stats("GPU:0")
+    seconds = [timed(step, batch, steps) for _ in range(repetitions)]
+    return Timed(float(np.median(seconds)) * 1e3, peak_gib(machine), first, attention)
+
+
+def timed(step, batch, steps: int) -> float:
+    """Seconds a step, of `steps` steps one after the other and one wait at the end."""
+    start = time.perf_counter()
+    for number in range(steps):
+        numbers = step(batch, number)
+    numbers.numpy()  # waits for the device
+    return (time.perf_counter() - start) / steps
+
+
+def peak_gib(machine: hardware.Hardware) -> float:
+    if not machine.gpu:
+        return float("nan")
+    return tf.config.experimental.get_memory_info("GPU:0")["peak"] / 2**30
+
+
+def device_name(gpu: bool) -> str:
+    """The GPU's name, or "CPU"."""
+    if not gpu:
+        return "CPU"
+    details = tf.config.experimental.get_device_details(tf.config.list_physical_devices("GPU")[0])
+    return details.get("device_name", "GPU")

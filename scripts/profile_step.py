@@ -1,0 +1,117 @@
+"""Where a training step's time goes on a GPU: the kernels of a few steps, summed by name and by kind, as a table.
+
+    python -m scripts.bench_train --models bert-base --precisions float16 --profile profiles/base
+
+TensorFlow's profiler records them through CUPTI. Names of fusions are XLA's; XLA_FLAGS="--xla_dump_to=DIR
+--xla_dump_hlo_as_text" beside it writes what each of them computes.
+"""
+
+import collections
+import importlib
+import importlib.util
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+from configs.errors import UserError
+from scripts.bench_train_step import WARM_UP, Variant, build, on_device, random_rows, timed
+from train import hardware
+
+STEPS, SHOWN = 5, 60
+# Kind -> what its kernels' names contain; the first that fits counts.
+KINDS = {
+    "attention": r"fmha|flash|cudnn|sdpa",
+    "matrix product": r"gemm|cutlass|nvjet|xmma|cublas|splitk",
+    "copy": r"memcpy|memset|MemcpyD2D|MemcpyH2D|MemcpyD2H",
+    "scatter": r"scatter",
+    "reduction": r"reduce",
+    "elementwise": r"fusion|wrapped|loop|triton|convert|select",
+}
+Kernels = list[tuple[str, float]]  # name, microseconds
+
+
+def profile(variant: Variant, machine: hardware.Hardware, folder: Path) -> dict:
+    """Record, print, return the share of each kind. Raises: UserError where no kernel was seen."""
+    step, _ = build(variant, machine)
+    batch = on_device(random_rows(variant))
+    step(batch, 0).numpy()
+    timed(step, batch, WARM_UP)
+    plain = timed(step, batch, 20)
+    folder.mkdir(parents=True, exist_ok=True)
+    tf.profiler.experimental.start(str(folder))
+    recorded = timed(step, batch, STEPS)
+    tf.profiler.experimental.stop()
+    traces = sorted(folder.rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
+    kernels = read(traces[-1]) if traces else []
+    if not kernels and machine.gpu and importlib.util.find_spec("torch"):
+        print("TensorFlow's profiler named no kernel; recording with PyTorch's", flush=True)
+        kernels = by_torch(lambda: timed(step, batch, STEPS))
+    if not kernels:
+        raise UserError(
+            f"the trace in {folder} names no kernel: there is no GPU, or its profiling library (CUPTI) was not found"
+        )
+    print(summary(kernels, STEPS))
+    busy = sum(microseconds for _, microseconds in kernels) / STEPS / 1e3
+    print(f"kernels {busy:.2f} ms a step; a step {plain * 1e3:.2f} ms, {recorded * 1e3:.2f} ms while recorded")
+    kinds = collections.defaultdict(float)
+    for name, microseconds in kernels:
+        kinds[kind(name)] += microseconds / STEPS / 1e3
+    return {"out": str(folder), "metrics": {name: round(spent, 3) for name, spent in kinds.items()} | {"kernels": busy}}
+
+
+def read(path: Path) -> Kernels:
+    """All kernels and copies on GPU 0 in a trace."""
+    space = protocol().XSpace()
+    space.ParseFromString(path.read_bytes())
+    kernels: Kernels = []
+    for plane in space.planes:
+        if not plane.name.startswith("/device:GPU:0"):
+            continue
+        for line in plane.lines:
+            if not line.name.startswith("Stream"):  # other lines group the same kernels by operation
+                continue
+            kernels += [(plane.event_metadata[e.metadata_id].name, e.duration_ps / 1e6) for e in line.events]
+    return kernels
+
+
+def by_torch(work: Callable[[], object]) -> Kernels:
+    """What PyTorch's profiler sees of this process; it brings a CUPTI of its own."""
+    profiler: Any = importlib.import_module("torch.profiler")
+    with profiler.profile(activities=[profiler.ProfilerActivity.CUDA]) as recording:
+        work()
+    events = recording.profiler.kineto_results.events()
+    return [(event.name(), event.duration_ns() / 1e3) for event in events if "CUDA" in str(event.device_type())]
+
+
+def protocol() -> Any:
+    """The module that knows the trace's format."""
+    return importlib.import_module("tensorflow.tsl.profiler.protobuf.xplane_pb2")
+
+
+def kind(name: str) -> str:
+    return next((kind for kind, pattern in KINDS.items() if re.search(pattern, name, re.IGNORECASE)), "other")
+
+
+def summary(kernels: Kernels, steps: int) -> str:
+    """Milliseconds a step by kind, then by name; numbers at the end of a fusion's name are left out."""
+    kinds, names = collections.defaultdict(float), collections.defaultdict(float)
+    count, number = collections.Counter(), collections.Counter()
+    for name, microseconds in kernels:
+        short = re.sub(r"[._]\d+$", "", name)
+        for sums, counts, key in ((kinds, count, kind(name)), (names, number, short)):
+            sums[key] += microseconds
+            counts[key] += 1
+    lines = ["ms a step  kernels a step  kind"]
+    lines += [f"{spent / steps / 1e3:9.3f}  {count[key] / steps:14.1f}  {key}" for key, spent in _largest(kinds)]
+    lines += ["", "ms a step  kernels a step  us a kernel  name"]
+    for key, spent in _largest(names)[:SHOWN]:
+        each = spent / number[key]
+        lines.append(f"{spent / steps / 1e3:9.3f}  {number[key] / steps:14.1f}  {each:11.1f}  {key[:90]}")
+    return "\n".join(lines)
+
+
+def _largest(sums: dict[str, float]) -> list[tuple[str, float]]:
+    return sorted(sums.items(), key=lambda item: -item[1])

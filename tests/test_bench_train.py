@@ -1,0 +1,164 @@
+"""The training bench: its CSV, its table, its PyTorch step, the kernels it counts; times themselves are not tested."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tiny
+
+from configs.errors import UsageError
+from configs.options import parse
+from model.config import BertConfig
+from model.heads import SpanModel
+from scripts import bench_train, bench_train_torch, profile_step
+from scripts.bench_train import BenchConfig, main, read, table, write
+
+SMALL = "--models bert-tiny --precisions float32 --batch 2 --tokens 16 --steps 1 --repetitions 1".split()
+
+
+def bench(*argv: object) -> dict:
+    return main(parse(BenchConfig, [*SMALL, *map(str, argv)], "scripts.bench_train"))
+
+
+def row(**given) -> dict:
+    blank = dict.fromkeys(bench_train.COLUMNS, "")
+    return blank | {"part": "full", "framework": "retort", "model": "m", "precision": "float16"} | given
+
+
+def test_full_and_memory_write_a_row_each_and_say_what_they_are(tmp_path, capsys):
+    out = tmp_path / "speed.csv"
+    metrics = bench("--parts", "full", "memory", "--xla", "off", "--out", out)["metrics"]
+    rows = read(out)
+    assert [(r["part"], r["detail"]) for r in rows] == [
+        ("full", "blocks attention, no XLA"), ("memory", "blocks attention recompute, no XLA")
+    ]  # fmt: skip
+    assert [float(r["seq_per_s"]) for r in rows] == list(metrics.values())
+    assert all(float(r["step_ms"]) > 0 and float(r["first_step_s"]) > 0 for r in rows)
+    assert "recompute" in capsys.readouterr().out
+
+
+def test_a_row_takes_the_place_of_its_predecessor_and_of_no_other(tmp_path):
+    path = tmp_path / "speed.csv"
+    for given in ({"seq_per_s": 1}, {"seq_per_s": 2, "precision": "bfloat16"}, {"seq_per_s": 3}):
+        write(path, row(**given))
+    assert sorted((r["precision"], r["seq_per_s"]) for r in read(path)) == [("bfloat16", "2"), ("float16", "3")]
+
+
+def test_the_table_says_how_much_faster_ours_is():
+    torch = {"framework": "torch.compile", "seq_per_s": 100.0}
+    assert "full m float16: 1.250 x torch.compile" in table([row(seq_per_s=125.0), row(**torch)])
+    seeds = [row(part="real", seq_per_s=rate) for rate in (150.0, 250.0)] + [row(part="real", **torch)]
+    assert "real m float16: 2.000 x torch.compile" in table(seeds)
+    assert " x " not in table([row(seq_per_s=125.0)])
+
+
+@pytest.mark.parametrize(("argv", "named"), [
+    (["--parts", "fool"], "--parts fool is not known; choose from full, memory"),
+    (["--parts", "real"], "need questions: --train FILE --dev FILE"),
+])  # fmt: skip
+def test_impossible_requests_are_named(argv, named):
+    with pytest.raises(UsageError, match=named):
+        bench(*argv)
+
+
+def test_real_windows_and_overheads_come_from_the_loop_of_train(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny.arguments(tmp_path, count=24)
+    recipe = tmp_path / "small.toml"
+    recipe.write_text("# a test\nwindow = 64\nstride = 32\nquery = 24\nbatch_size = 8\nepochs = 2\nlog_every = 1\n")
+    data = tmp_path / "train-24.json"
+    argv = ["--parts", "real", "input", "--recipe", recipe, "--weights", tmp_path / "model", "--seeds", 1]
+    argv += ["--train", data, "--dev", data, "--flags", f"buckets=2 cache={tmp_path}", "--out", tmp_path / "s.csv"]
+    bench(*argv)
+    real, *inputs = read(tmp_path / "s.csv")
+    assert (real["part"], real["compiled_shapes"], real["precision"]) == ("real", "2", "float32")
+    assert real["value"].startswith("F1 ")
+    assert [r["detail"] for r in inputs] == [
+        "batches ready made", "with the input", "with input and logging", "an evaluation, against an epoch"
+    ]  # fmt: skip
+    assert all(r["value"].endswith("%") for r in inputs[1:])
+
+
+def test_our_names_of_weights_are_all_found_in_torchs_module():
+    names = bench_train_torch.torch_name
+    assert names("embeddings.token") == "token.weight"
+    assert names("embeddings.norm.offset") == "norm.bias"
+    assert names("layers.3.attention.norm.scale") == "layers.3.attention_norm.weight"
+    assert names("layers.3.ffn.in.bias") == "layers.3.ffn_in.bias"
+    assert names("span.kernel") == "span.weight"
+
+
+def test_torchs_step_has_our_logits_and_learns(tmp_path):
+    torch = pytest.importorskip("torch")
+    sizes = BertConfig(vocabulary=50, hidden=16, layers=2, heads=2, ffn=32, positions=16, dropout=0.0)
+    job = {"precision": "float32", "compile": False, "lr": 1e-2, "warmup": 1, "total": 50}
+    trainer = bench_train_torch.Trainer(torch, sizes, job)
+    ours = SpanModel(sizes)
+    random = np.random.default_rng(0)
+    for variable in ours.names().values():
+        variable.assign(random.normal(0, 0.3, variable.shape))
+    trainer.load({name: variable.numpy() for name, variable in ours.names().items()})
+    ids = random.integers(0, 50, (3, 16)).astype(np.int32)
+    mask = np.array([[1] * n + [0] * (16 - n) for n in (16, 9, 4)], np.int32)
+    start, end = ours(tf.constant(ids), tf.constant(ids % 2), tf.constant(mask))
+    given = {"token_ids": ids, "segment_ids": ids % 2, "padding_mask": mask}
+    batch = bench_train_torch.on_device(trainer, {name: torch.from_numpy(value) for name, value in given.items()})
+    trainer.model.eval()
+    for got, want in zip(trainer.model.logits(**batch), (start, end), strict=True):
+        np.testing.assert_allclose(got.detach().cpu().numpy()[mask > 0], want.numpy()[mask > 0], atol=2e-4)
+    trainer.model.train()
+    batch |= {name: torch.tensor([1, 2, 3]) for name in ("start_positions", "end_positions")}
+    losses = [float(trainer.step(batch)[0]) for _ in range(20)]
+    assert losses[-1] < losses[0] / 2
+
+
+def test_kernels_are_summed_by_kind_and_by_name_without_their_numbers():
+    kernels = [("loop_add_fusion_12", 30.0), ("loop_add_fusion_3", 10.0), ("sm90_xmma_gemm_f16", 100.0), ("odd", 1.0)]
+    text = profile_step.summary(kernels, steps=2)
+    assert "0.050             0.5  matrix product" in text
+    assert "0.020             1.0         20.0  loop_add_fusion" in text
+    kinds = {
+        name: profile_step.kind(name) for name in ("cudnn_generated_fort_native_sdpa", "input_reduce_fusion", "odd")
+    }
+    assert list(kinds.values()) == ["attention", "reduction", "other"]
+
+
+def test_a_trace_is_read_stream_by_stream_of_the_first_gpu(tmp_path: Path):
+    protocol = profile_step.protocol()
+    space = protocol.XSpace()
+    for device, line in (
+        ("/device:GPU:0", "Stream #7(Compute)"),
+        ("/device:GPU:0", "XLA Ops"),
+        ("/host:CPU", "Stream"),
+    ):
+        plane = space.planes.add(name=device)
+        plane.event_metadata[1].name = f"{device} {line}"
+        plane.lines.add(name=line).events.add(metadata_id=1, duration_ps=2_500_000)
+    path = tmp_path / "t.xplane.pb"
+    path.write_bytes(space.SerializeToString())
+    assert profile_step.read(path) == [("/device:GPU:0 Stream #7(Compute)", 2.5)]
+
+
+@pytest.mark.slow
+def test_the_first_step_of_a_process_is_timed_from_its_start(tmp_path):
+    from scripts import bench_train_first
+    from scripts.bench_train_step import Variant
+
+    seen = bench_train_first.one_process(Variant("bert-tiny", "float32", batch=2, tokens=16, xla=False), tmp_path)
+    assert 0 < seen["step_seconds"] < seen["seconds"]
+    assert json.dumps(seen)
+
+
+def test_the_plot_has_a_bar_for_every_rate_and_a_panel_for_every_model(tmp_path):
+    pytest.importorskip("matplotlib")
+    from scripts import plot_train
+
+    rates = {"m": (123.0, 456.0), "n": (789.0,)}
+    rows = [
+        row(model=name, detail=str(rate), seq_per_s=rate, device="a GPU") for name in rates for rate in rates[name]
+    ] + [row(part="first", value="3 s")]
+    text = plot_train.draw(rows, tmp_path / "speed.svg").read_text(encoding="utf-8")
+    assert all(f"<!-- {rate:.0f} -->" in text for each in rates.values() for rate in each)
+    assert text.count("<!-- sequences a second -->") == 2
