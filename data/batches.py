@@ -14,9 +14,12 @@ import numpy as np
 
 from configs.errors import UserError
 from data.features import Features
+from data.sequences import Sequences
 
 if TYPE_CHECKING:
     import tensorflow as tf
+
+Windows = Features | Sequences
 
 Extend = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
 Plan = list[tuple[int, np.ndarray]]  # (pad_to, rows [batch_size] with -1 where the last batch is not full)
@@ -82,6 +85,12 @@ def plan(
     return batches
 
 
+def lengths(features: Windows) -> np.ndarray:
+    """[examples] what each training example is padded to: its window, or the longest of those that go together."""
+    together = features.together
+    return features.length if together == 1 else features.length.reshape(-1, together).max(axis=1)
+
+
 def rank_rows(rows: np.ndarray, rank: int, ranks: int) -> np.ndarray:
     """One worker's share of a batch: every `ranks`-th row, so that fillers are spread evenly too."""
     if len(rows) % ranks:
@@ -90,7 +99,7 @@ def rank_rows(rows: np.ndarray, rank: int, ranks: int) -> np.ndarray:
 
 
 def batches(
-    features: Features,
+    features: Windows,
     plan: Plan,
     first_step: int = 0,
     rank: int = 0,
@@ -99,12 +108,21 @@ def batches(
 ) -> Iterator[dict[str, np.ndarray]]:
     """The plan from `first_step` on as numpy batches: Features.assemble plus `weight` float32 [B], 0 for fillers.
 
-    extend: adds arrays [B, S, ...] of the caller's to a batch.
+    Of examples of two windows, token arrays have 2 B rows: all first windows, then all second ones. extend: adds
+    arrays [rows, ...] of the caller's to a batch.
     """
     for pad_to, rows in plan[first_step:]:
         rows = rank_rows(rows, rank, ranks)
-        batch = features.assemble(rows, pad_to) | {"weight": (rows >= 0).astype(np.float32)}
+        batch = features.assemble(windows_of(rows, features.together), pad_to)
+        batch = batch | {"weight": (rows >= 0).astype(np.float32)}
         yield extend(batch) if extend else batch
+
+
+def windows_of(rows: np.ndarray, together: int) -> np.ndarray:
+    """Rows of examples as rows of their windows, -1 for fillers: [together * B]."""
+    if together == 1:
+        return rows
+    return np.concatenate([np.where(rows < 0, -1, rows * together + place) for place in range(together)])
 
 
 def prefetched(

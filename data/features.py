@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -47,6 +48,8 @@ class Features:
     start_position: np.ndarray  # answer's first token in the window; 0 is [CLS]: no answer, or not wholly inside
     end_position: np.ndarray
     special: np.ndarray  # [3] int32: the ids of [CLS], [SEP], [PAD]
+
+    together: ClassVar[int] = 1  # windows of one training example; `data/batches.py` keeps them side by side
 
     def __len__(self) -> int:
         return len(self.example)
@@ -90,6 +93,10 @@ class Features:
             "end_positions": np.where(filler, 0, self.end_position[rows]).astype(np.int32),
             "row": rows.astype(np.int32),
         }
+
+    def pieces(self) -> np.ndarray:
+        """The token ids of all texts, each once."""
+        return np.concatenate([self.context_tokens, self.question_tokens])
 
     def fingerprint(self) -> str:
         """SHA-256 of all windows and labels: the same for the same questions, tokeniser and options."""

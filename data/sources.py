@@ -31,7 +31,7 @@ def from_file(path: Path) -> Any:
             f"data file {path} is {kind}; give a SQuAD .json or .json.gz, tfds:squad, tfds:squad/v2.0 or builtin:train"
         )
     try:
-        text = _bytes(path).decode("utf-8-sig")
+        text = read_bytes(path).decode("utf-8-sig")
         return json.loads(text)
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: byte {error.start} is not UTF-8; SQuAD files are UTF-8 JSON, convert it") from error
@@ -51,23 +51,23 @@ def from_file(path: Path) -> Any:
         ) from error
 
 
-def _bytes(path: Path) -> bytearray:
+def read_bytes(path: Path, kind: str = "SQuAD", content: str = "JSON") -> bytearray:
     """The file's content, decompressed if it is gzip (by its first bytes, not its name), never above MOST_BYTES."""
     size = path.stat().st_size
     with path.open("rb") as raw:
         packed = raw.read(2) == b"\x1f\x8b" or path.suffix == ".gz"
         raw.seek(0)
         stream = gzip.GzipFile(fileobj=raw) if packed else raw
-        content = bytearray()
+        found = bytearray()
         while block := stream.read(1 << 20):
-            content += block
-            if len(content) > MOST_BYTES:
-                raise UserError(f"{path}: more than {MOST_BYTES:,} bytes of JSON; split it")
-            if packed and len(content) > max(RATIO_FROM_BYTES, MOST_RATIO * size):
+            found += block
+            if len(found) > MOST_BYTES:
+                raise UserError(f"{path}: more than {MOST_BYTES:,} bytes of {content}; split it")
+            if packed and len(found) > max(RATIO_FROM_BYTES, MOST_RATIO * size):
                 raise UserError(
-                    f"{path}: {size:,} bytes unpack to more than {len(content):,}; this is no SQuAD file, refused"
+                    f"{path}: {size:,} bytes unpack to more than {len(found):,}; this is no {kind} file, refused"
                 )
-    return content
+    return found
 
 
 def from_builtin(part: str, limit: int | None) -> Any:
@@ -79,30 +79,16 @@ def from_builtin(part: str, limit: int | None) -> Any:
 
 
 def from_tfds(name: str, split: str) -> Any:
-    """tensorflow-datasets as the JSON's dictionary; it is imported here alone, since it brings TensorFlow along."""
+    """tensorflow-datasets as the JSON's dictionary."""
     configs = {"squad": "squad", "squad/v1.1": "squad", "squad/v2.0": "squad/v2.0"}
     splits = {"train": "train", "dev": "validation", "validation": "validation"}
     if name not in configs or split not in splits:
         raise UserError(
             f"tfds:{name} (split {split!r}) is not known; use tfds:squad or tfds:squad/v2.0 with split train or dev"
         )
-    instead = "download a SQuAD JSON on another machine and give its path instead"
-    try:
-        import tensorflow_datasets as tfds
-
-        builder = tfds.builder(configs[name])
-        if not builder.is_prepared():
-            _reach(SQUAD_HOST)
-            builder.download_and_prepare()
-        rows = list(tfds.as_numpy(builder.as_dataset(split=splits[split])))
-    except ImportError as error:  # tfds imports parts of itself only when they are used
-        raise UserError(f"tfds:{name}: {error}; install it with pip, or {instead}") from error
-    except Exception as error:  # tfds raises whatever its downloader does
-        first_line = (str(error).strip().splitlines() or [""])[0]
-        raise UserError(
-            f"tfds:{name} could not be fetched ({type(error).__name__}: {first_line[:200]}); "
-            f"check the network, or {instead}"
-        ) from error
+    rows = tfds_rows(
+        configs[name], splits[split], SQUAD_HOST, "download a SQuAD JSON on another machine and give its path", name
+    )
     paragraphs = []
     for row in rows:
         texts, starts = row["answers"]["text"], row["answers"]["answer_start"]
@@ -113,6 +99,30 @@ def from_tfds(name: str, split: str) -> Any:
         paragraphs.append({"context": row["context"].decode(), "qas": [qa]})
     version = "2.0" if configs[name].endswith("v2.0") else "1.1"
     return {"version": version, "data": [{"title": "", "paragraphs": paragraphs}]}
+
+
+def tfds_rows(config: str, split: str, host: str, instead: str, said: str = "") -> list[dict]:
+    """The rows of a split of tensorflow-datasets, fetched from `host` if they are not there. Raises: UserError.
+
+    It is imported here alone, since it brings TensorFlow along.
+    """
+    said, instead = said or config, f"{instead} instead"
+    try:
+        import tensorflow_datasets as tfds
+
+        builder = tfds.builder(config)
+        if not builder.is_prepared():
+            _reach(host)
+            builder.download_and_prepare()
+        return list(tfds.as_numpy(builder.as_dataset(split=split)))
+    except ImportError as error:  # tfds imports parts of itself only when they are used
+        raise UserError(f"tfds:{said}: {error}; install it with pip, or {instead}") from error
+    except Exception as error:  # tfds raises whatever its downloader does
+        first_line = (str(error).strip().splitlines() or [""])[0]
+        raise UserError(
+            f"tfds:{said} could not be fetched ({type(error).__name__}: {first_line[:200]}); "
+            f"check the network, or {instead}"
+        ) from error
 
 
 def _reach(host: str) -> None:

@@ -6,10 +6,8 @@ Answers stay to the letter and stand where they are said to stand; labels stay; 
 several questions share is varied once a copy, with the answers of all of them kept, so that its tokens stay shared.
 """
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 from tqdm import tqdm
 
@@ -64,7 +62,7 @@ def augment(
 
     Raises: UserError for a setting out of range, an empty set, or one that holds copies already.
     """
-    _check(copies, probability, most)
+    check(copies, probability, most)
     if parts not in PARTS:
         raise UserError(f"parts {parts!r} cannot be varied; choose one of {', '.join(PARTS)}")
     if not dataset.examples:
@@ -95,60 +93,14 @@ def augment(
                 made[k].append(copy)
     copied = [example for row in made for example in row]
     report = Report(
-        *_named(candidates), len(dataset.examples), len(copied), lost, same, len(variants), count, _exchanged(variants)
+        *named(candidates), len(dataset.examples), len(copied), lost, same, len(variants), count, exchanged(variants)
     )
     source = f"{dataset.source} and {len(copied)} copies"
     return replace(dataset, examples=dataset.examples + copied, source=source), report
 
 
-class Pair(NamedTuple):
-    """A sentence pair of an augmented set; its label is that of row `row` of the original set."""
-
-    id: str
-    first: str
-    second: str
-    row: int
-
-
-def augment_pairs(
-    rows: Sequence[tuple[str, str, str]],
-    candidates: Candidates,
-    *,
-    copies: int,
-    probability: float = 0.4,
-    most: int = 15,
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> tuple[list[Pair], Report]:
-    """Sentence pairs (id, first, second) followed by up to 2 x `copies` variants of each.
-
-    A variant has one sentence varied and the other as in the original row: "ID#a1", "ID#a2" vary the first, "ID#b1",
-    "ID#b2" the second. An empty second sentence (a task of single sentences) is left alone.
-    """
-    _check(copies, probability, most)
-    if len({name for name, _, _ in rows}) < len(rows):
-        raise UserError("sentence pairs: an id stands twice; ids seed the copies and must be unique")
-    jobs = [Job(f"{side}\n{row[0]}", row[at]) for row in rows for at, side in ((1, "first"), (2, "second"))]
-    variants, count = vary(
-        jobs, candidates, copies=copies, probability=probability, most=most, seed=seed, progress=progress
-    )
-    made, same = [Pair(*row, index) for index, row in enumerate(rows)], 0
-    for index, (name, first, second) in enumerate(rows):
-        seen = {(first, second)}
-        # Every variant starts from the row itself, never from the variant before it.
-        of_first = [Pair(f"{name}#a{k}", v.text, second, index) for k, v in enumerate(variants[2 * index], 1)]
-        of_second = [Pair(f"{name}#b{k}", first, v.text, index) for k, v in enumerate(variants[2 * index + 1], 1)]
-        for pair in of_first + of_second if second else of_first:
-            if (pair.first, pair.second) in seen:
-                same += 1
-            else:
-                seen.add((pair.first, pair.second))
-                made.append(pair)
-    exchanged = _exchanged(variants)
-    return made, Report(*_named(candidates), len(rows), len(made) - len(rows), 0, same, len(variants), count, exchanged)
-
-
-def _check(copies: int, probability: float, most: int) -> None:
+def check(copies: int, probability: float, most: int) -> None:
+    """Raise a UserError for a setting out of range."""
     if copies < 1:
         raise UserError(f"{copies} copies of an example cannot be made; take 1 or more, usually 5 to 20")
     if not 0 < probability <= 1:
@@ -194,11 +146,11 @@ def _copy(example: Example, k: int, context: Variant | None, question: Variant |
     return Example(f"{example.id}#{k}", example.title, text, asked, tuple(answers), example.impossible)
 
 
-def _named(candidates: Candidates) -> tuple[str, str]:
+def named(candidates: Candidates) -> tuple[str, str]:
     return getattr(candidates, "kind", "custom"), getattr(candidates, "reason", "given by the caller")
 
 
-def _exchanged(variants: list[list[Variant]]) -> int:
+def exchanged(variants: list[list[Variant]]) -> int:
     return sum(len(variant.ends) for row in variants for variant in row)
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from configs.errors import UsageError
 from configs.options import setting
 from distill.projection import KINDS
-from train.config import RunConfig
+from train.config import ColumnConfig, RunConfig
 
 STAGES = ("general", "task", "prediction")  # in this order
 INTERMEDIATE = ("embedding", "hidden", "attention", "relation")  # losses of the first two stages
@@ -16,8 +16,9 @@ class PairConfig:
     """Who learns from whom."""
 
     teacher: str = setting(
-        required=True, help="run folder of train.py, or a Hugging Face folder with a question answering head"
+        required=True, help="run folder of train.py, or a Hugging Face folder with the head of --task"
     )
+    task: str | None = setting(None, help="what the teacher answers, as in train.py; none: what its run folder says")
     student: str | None = setting(
         None,
         help="tinybert-4l-312, tinybert-6l-768, minilm-3l-384, or a folder (a run folder, published weights) that "
@@ -42,7 +43,7 @@ class PairConfig:
 
 
 @dataclass(frozen=True)
-class DistillConfig(RunConfig, PairConfig):
+class DistillConfig(RunConfig, ColumnConfig, PairConfig):
     """Distil a fine-tuned teacher into a small student, in mixed precision if asked to.
 
     Stages: general (plain text, a pre-trained teacher) and task (the task's own data) teach embeddings, hidden states,
@@ -84,7 +85,7 @@ class DistillConfig(RunConfig, PairConfig):
     prediction_warmup: float = setting(0.1, least=0.0, most=1.0, help="share of the updates in which the rate rises")
 
     augment: int = setting(
-        0, least=0, help="varied copies of every question, in the task stage; 0: none, usually 10-20"
+        0, least=0, help="varied copies of every example, in the task stage; 0: none, usually 10-20"
     )
     augment_model: str | None = setting(
         None, help="weights whose masked language model proposes words, cut from the teacher's vocabulary; none: the "
@@ -92,8 +93,8 @@ class DistillConfig(RunConfig, PairConfig):
     )  # fmt: skip
     augment_prediction: bool = setting(False, help="use the copies in the prediction stage, too")
     holdout: float = setting(
-        0.0, least=0.0, most=0.5, help="share of the training questions, whole articles, to pick the best epoch on; "
-        "--dev is then scored once, at the end",
+        0.0, least=0.0, most=0.5, help="share of the training examples (of squad, whole articles) to pick the best "
+        "epoch on; --dev is then scored once, at the end",
     )  # fmt: skip
     general_teacher: str | None = setting(None, help="pre-trained weights for the general stage; none: --teacher")
     text: str | None = setting(
@@ -105,9 +106,11 @@ class DistillConfig(RunConfig, PairConfig):
     cache_teacher: bool = setting(False, help="compute the teacher's outputs once and keep them on disk")
     cache_budget_gib: float = setting(16.0, above=0.0, help="what these may take; hidden states go in if they fit")
     check_questions: int = setting(
-        300, least=0, help="questions on which the teacher is tried before anything is trained; 0: do not"
+        300, least=0, help="examples on which the teacher is tried before anything is trained; 0: do not"
     )
-    check_margin: float = setting(5.0, least=0.0, help="F1 points that it must have above chance")
+    check_margin: float = setting(
+        5.0, least=0.0, help="points of its metric (F1, accuracy ...) that it must have above chance"
+    )
 
     window: int | None = setting(None, least=16, most=512, help="tokens of a window; none: the teacher's")
     stride: int | None = setting(None, least=1, help="tokens from window to window; none: the teacher's")

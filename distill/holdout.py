@@ -1,21 +1,22 @@
-"""A part of the training questions set aside to pick the best epoch on, so that dev is never used for picking."""
+"""A part of the training examples set aside to pick the best epoch on, so that dev is never used for picking."""
 
 import hashlib
 from dataclasses import replace
+from typing import Any
 
 from configs.errors import UserError
-from data.squad import Dataset
+from heads import Head
 
 
-def split(dataset: Dataset, share: float) -> tuple[Dataset, Dataset]:
-    """(the rest, the part set aside): whole articles, about `share` of the questions.
+def split(head: Head, dataset: Any, share: float) -> tuple[Any, Any]:
+    """(the rest, the part set aside): whole groups of `Head.group` (articles of SQuAD), about `share` of the examples.
 
-    Which articles is a matter of their titles alone (of the passage where there is no title): every seed and every
-    variant of an experiment picks on the same questions. Raises: UserError when there are too few articles.
+    Which groups is a matter of their names alone: every seed and every variant of an experiment picks on the same
+    examples. Raises: UserError when there are too few groups.
     """
     sizes: dict[str, int] = {}
     for example in dataset.examples:
-        group = example.title or example.context
+        group = head.group(example)
         sizes[group] = sizes.get(group, 0) + 1
     wanted, taken, chosen = share * len(dataset.examples), 0, set()
     for group in sorted(sizes, key=lambda name: hashlib.sha256(name.encode()).digest()):
@@ -25,9 +26,9 @@ def split(dataset: Dataset, share: float) -> tuple[Dataset, Dataset]:
             taken += sizes[group]
     if not chosen or len(chosen) == len(sizes):
         raise UserError(
-            f"{dataset.source} has {len(sizes)} articles, {share:.0%} of the questions cannot be set aside without "
+            f"{dataset.source} has {len(sizes)} {head.groups}, {share:.0%} of the examples cannot be set aside without "
             "parting one; raise --holdout, or name a file of its own with --dev"
         )
-    held = [e for e in dataset.examples if (e.title or e.context) in chosen]
-    kept = [e for e in dataset.examples if (e.title or e.context) not in chosen]
+    held = [example for example in dataset.examples if head.group(example) in chosen]
+    kept = [example for example in dataset.examples if head.group(example) not in chosen]
     return replace(dataset, examples=kept), replace(dataset, examples=held, source=f"{dataset.source} (held out)")

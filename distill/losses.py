@@ -65,10 +65,11 @@ def attention_loss(student, teacher, padding_mask):
 def prediction_loss(student, teacher, padding_mask, temperature: float = 1.0):
     """- t^2 sum over real positions of softmax(z_T / t) log softmax(z_S / t) (TinyBERT, eq. 10): float32 [B].
 
-    A sum over the classes, here the positions of a window, not the mean of the published code. t^2 keeps the gradient's
-    size when t changes (Hinton et al. 2015, arXiv 1503.02531, section 2).
+    A sum over the classes (of a span, the positions of a window), not the mean of the published code. t^2 keeps the
+    gradient's size when t changes (Hinton et al. 2015, arXiv 1503.02531, section 2).
 
-    Args: student, teacher: logits float32 [B, S] of one question (start, or end); padding_mask: int32 [B, S].
+    Args: student, teacher: logits float32 [..., C], for spans [B, S]; padding_mask: [..., C], above 0 where a class is
+    real. Returns: float32 [...].
     """
     if temperature <= 0:
         raise ValueError(f"temperature {temperature} must be above 0; 1 leaves the logits as they are")

@@ -12,9 +12,9 @@ import tensorflow as tf
 from distill import losses
 from distill.projection import Projections
 from model.bert import Encoded
-from model.heads import SpanModel, span_loss
+from model.heads import HeadModel
 
-PREFIX = "teacher."  # of the teacher's outputs in a batch: "teacher.start", "teacher.hidden.0", "teacher.query.3"
+PREFIX = "teacher."  # of the teacher's outputs in a batch: "teacher.logits", "teacher.hidden.0", "teacher.query.3"
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Recipe:
     """The losses of a stage.
 
     weights: loss -> weight; those of weight 0 cost nothing. mapped: the teacher's layer of each of the student's, from
-    1. related: the student's layers, from 1, whose relations are learnt.
+    1. related: the student's layers, from 1, whose relations are learnt. answers: keys of the head's outputs.
     """
 
     weights: dict[str, float]
@@ -30,6 +30,7 @@ class Recipe:
     related: tuple[int, ...]
     relation_heads: int
     temperature: float = 1.0
+    answers: tuple[str, ...] = ()
 
     def learns(self, *names: str) -> bool:
         return any(self.weights.get(name, 0.0) > 0 for name in names)
@@ -41,7 +42,7 @@ class Recipe:
     @property
     def needed(self) -> tuple[str, ...]:
         """Names of the teacher's outputs that the losses compare with."""
-        names = ["start", "end"] if self.learns("prediction") else []
+        names = list(self.answers) if self.learns("prediction") else []
         names += ["hidden.0"] if self.learns("embedding") else []
         names += [f"hidden.{layer}" for layer in self.layers] if self.learns("hidden") else []
         names += [f"scores.{layer}" for layer in self.layers] if self.learns("attention") else []
@@ -66,10 +67,10 @@ class Recipe:
         return names | ({"relations"} if self.learns("relation") else set())
 
 
-def teacher_outputs(teacher: SpanModel, batch: dict, recipe: Recipe) -> dict[str, tf.Tensor]:
+def teacher_outputs(teacher: HeadModel, batch: dict, recipe: Recipe) -> dict[str, tf.Tensor]:
     """One forward pass of the teacher: the outputs that `recipe.needed` names.
 
-    start, end: float32 [B, S]; hidden.0 (embeddings), hidden.m: [B, S, H]; scores.m: float32 [B, N, S, S];
+    The head's: float32, of its shapes; hidden.0 (embeddings), hidden.m: [B, S, H]; scores.m: float32 [B, N, S, S];
     query.m, key.m, value.m: [B, S, N, D].
     """
     layer_of = dict(zip(recipe.layers, recipe.mapped, strict=True))
@@ -79,7 +80,7 @@ def teacher_outputs(teacher: SpanModel, batch: dict, recipe: Recipe) -> dict[str
     )
     found = {}
     if recipe.learns("prediction"):
-        found["start"], found["end"] = teacher.logits(encoded.output)
+        found |= zip(recipe.answers, teacher.logits(encoded.output, batch["padding_mask"]), strict=True)
     if "hidden" in recipe.want:
         found |= {"hidden.0": encoded.hidden[0]} | {f"hidden.{m}": encoded.hidden[n] for m, n in layer_of.items()}
     if "scores" in recipe.want:
@@ -97,14 +98,14 @@ class Objective:
     Args: teacher: None where nothing of it is needed; projections: from the student's width to the teacher's.
     """
 
-    def __init__(self, student: SpanModel, teacher: SpanModel | None, recipe: Recipe, projections: Projections):
+    def __init__(self, student: HeadModel, teacher: HeadModel | None, recipe: Recipe, projections: Projections):
         self.student, self.teacher, self.recipe, self.projections = student, teacher, recipe, projections
 
     def variables(self) -> dict:
         """What this stage trains: a head that no loss reaches would only decay."""
         names = self.student.names()
         if not self.recipe.learns("prediction", "hard"):
-            names = {name: variable for name, variable in names.items() if not name.startswith("span.")}
+            names = {name: variable for name, variable in names.items() if name not in self.student.tail.named}
         return names | (self.projections.variables() if self.recipe.learns("embedding", "hidden") else {})
 
     def __call__(self, batch: dict, seed) -> dict[str, tf.Tensor]:
@@ -122,7 +123,10 @@ class Objective:
             want=recipe.want,
             of={layer - 1 for layer in every},
         )
-        rows = self._intermediate(mine, theirs, batch["padding_mask"])  # each [B]
+        rows = self._intermediate(mine, theirs, batch["padding_mask"])  # each [B], or two windows' [2 B]
+        together = self.student.head.together
+        if together > 1:
+            rows = {name: tf.reduce_mean(tf.reshape(row, (together, -1)), axis=0) for name, row in rows.items()}
         if recipe.learns("prediction", "hard"):
             rows |= self._answers(mine, theirs, batch)
         parts = {name: tf.reduce_sum(row * batch["weight"]) for name, row in rows.items()}
@@ -151,15 +155,17 @@ class Objective:
         return rows
 
     def _answers(self, mine: Encoded, theirs: dict, batch: dict) -> dict[str, tf.Tensor]:
-        """Start and end count half each, as in `span_loss`."""
-        mask, rows = batch["padding_mask"], {}
-        start, end = self.student.logits(mine.output)
+        head, rows = self.student.head, {}
+        outputs = self.student.logits(mine.output, batch["padding_mask"])
         if self.recipe.learns("prediction"):
-            pairs = ((start, theirs[f"{PREFIX}start"]), (end, theirs[f"{PREFIX}end"]))
-            both = [losses.prediction_loss(z, t, mask, self.recipe.temperature) for z, t in pairs]
-            rows["prediction"] = (both[0] + both[1]) / 2
+            targets = tuple(theirs[PREFIX + key] for key in self.recipe.answers)
+
+            def cross_entropy(student, teacher, mask):
+                return losses.prediction_loss(student, teacher, mask, self.recipe.temperature)
+
+            rows["prediction"] = head.soft_loss(outputs, targets, batch, cross_entropy)
         if self.recipe.learns("hard"):
-            rows["hard"] = span_loss(start, end, mask, batch["start_positions"], batch["end_positions"])
+            rows["hard"] = head.loss(outputs, batch)
         return rows
 
 

@@ -8,14 +8,13 @@ from pathlib import Path
 import tensorflow as tf
 
 from configs import command
-from data.features import Features
-from data.metric import score
+from data.batches import Windows
 from distill import student, teacher
 from distill.config import DistillConfig
 from distill.objective import Objective
 from distill.projection import Projections
 from model import run_folder
-from model.heads import SpanModel
+from model.heads import HeadModel
 from model.weights import MODEL_FILE, read_json, read_tensors
 from train import checkpoint, loop
 from train.evaluate import Evaluator
@@ -32,7 +31,7 @@ class Stage:
 
     name: str
     index: int  # in the run
-    features: Features
+    features: Windows
     edges: tuple[int, ...]
     objective: Objective
     step: Step
@@ -53,7 +52,7 @@ class Prepared:
     machine: Hardware
     teacher: teacher.Teacher
     plan: student.Student
-    model: SpanModel  # the student
+    model: HeadModel  # the student
     projections: Projections
     stages: list[Stage]
     evaluate: Evaluator | None  # what the best epoch is picked on: the held-out part, or dev
@@ -90,6 +89,7 @@ class Prepared:
             eval_every=config.eval_every if answers else 0,
             save_every=config.save_every,
             log_every=config.log_every,
+            score=self.model.head.score,
             title=stage.name,
             chief=self.machine.chief,
             last=f"last{suffix}",
@@ -109,7 +109,9 @@ def describe(config: DistillConfig, prepared: Prepared) -> run_folder.RunInfo:
         stride=taught.options.stride,
         query=taught.options.query,
         max_answer_tokens=taught.max_answer_tokens,
-        labels=taught.labels,
+        task=taught.head.task,
+        labels=list(taught.head.labels),
+        head=taught.head.settings,
         version=prepared.version,
         made={
             "command": "distill",
@@ -150,11 +152,11 @@ def begun(job: loop.Job) -> bool:
 
 
 def score_best(prepared: Prepared, out: Path) -> dict[str, float]:
-    """EM and F1 on dev of the weights picked elsewhere, as dev_exact and dev_f1."""
+    """The metrics on dev of the weights picked elsewhere, as dev_exact, dev_f1 and the like."""
     assert prepared.final is not None
     checkpoint.assign(prepared.model.names(), read_tensors(out / "best" / MODEL_FILE), str(out / "best"))
     threshold = run_folder.read(out).no_answer_threshold  # picked elsewhere, too
-    scores = score(prepared.final.dataset, prepared.final.predictions(), threshold)
+    scores = prepared.model.head.metrics(prepared.final.dataset, prepared.final.predictions(), threshold)
     print(
         f"dev, {prepared.final.dataset.source}: " + ", ".join(f"{name} {value:.2f}" for name, value in scores.items())
     )

@@ -8,6 +8,7 @@ import numpy as np
 from configs.errors import UsageError, UserError
 from distill.config import DistillConfig
 from distill.layer_map import layer_map, listed
+from heads import Head
 from model import weights
 from model.config import BertConfig
 
@@ -28,7 +29,7 @@ class Student:
     told: str  # where they come from, for people
 
 
-def plan(config: DistillConfig, teacher: weights.Published) -> Student:
+def plan(config: DistillConfig, teacher: weights.Published, head: Head) -> Student:
     """The student that the settings ask for. Raises: UsageError or UserError for one that cannot learn here."""
     own = None
     sizes: dict = {}
@@ -37,7 +38,7 @@ def plan(config: DistillConfig, teacher: weights.Published) -> Student:
     elif config.student:
         if not Path(config.student).is_dir() and "/" not in config.student:
             raise UsageError(f"--student {config.student} is no folder and none of {', '.join(NAMED)}")
-        own = weights.load(config.student)
+        own = weights.load(config.student, head)
     asked = {name: getattr(config, name) for name in ("layers", "hidden", "heads", "ffn")}
     sizes |= {name: size for name, size in asked.items() if size is not None}
     rates = {"dropout": config.dropout, "attention_dropout": config.attention_dropout}
@@ -66,19 +67,21 @@ def plan(config: DistillConfig, teacher: weights.Published) -> Student:
             f"--fill teacher needs equal widths, the student has {built.hidden}, the teacher {teacher.config.hidden}; "
             f"choose --fill random, or --hidden {teacher.config.hidden}"
         )
-    tensors = from_teacher(teacher, built, mapped) if same and config.fill != "random" else {}
-    total = len(weights.expected_shapes(built, head=True))
+    tensors = from_teacher(teacher, built, mapped, head) if same and config.fill != "random" else {}
+    total = len(weights.expected_shapes(built, head))
     told = f"{len(tensors)} of {total} tensors from the teacher's layers {listed(mapped)}" if tensors else "random"
     return Student(built, mapped, replace(teacher, config=built, tensors=tensors, source="the teacher"), told)
 
 
-def from_teacher(teacher: weights.Published, student: BertConfig, mapped: tuple[int, ...]) -> dict[str, np.ndarray]:
+def from_teacher(
+    teacher: weights.Published, student: BertConfig, mapped: tuple[int, ...], head: Head
+) -> dict[str, np.ndarray]:
     """Every tensor of the student that the teacher has in the same shape: embeddings, mapped layers, head.
 
     A layer's attention is taken only where the heads are as many, because they cut the same kernel differently.
     """
     taken = {}
-    for name, shape in weights.expected_shapes(student, head=True).items():
+    for name, shape in weights.expected_shapes(student, head).items():
         theirs = name
         if name.startswith("layers."):
             _, index, rest = name.split(".", 2)

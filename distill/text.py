@@ -10,18 +10,18 @@ from pathlib import Path
 import numpy as np
 
 from configs.errors import UserError
-from data import squad
 from data.features import Features
 from data.tokenize import Tokenizer
+from heads import Head
 
 LEAST_TOKENS = 8  # a shorter piece teaches next to nothing
 
 
-def read(source: str) -> list[str]:
-    """Documents: those of a .txt or .txt.gz, with blank lines between them; or the passages of a set of questions."""
+def read(source: str, head: Head) -> list[str]:
+    """Documents: those of a .txt or .txt.gz, with blank lines between them; or the texts of a head's data set."""
     path = Path(source)
     if not source.endswith((".txt", ".txt.gz")):
-        return list(dict.fromkeys(example.context for example in squad.read(source).examples))
+        return head.texts(head.read(source))
     try:
         raw = path.read_bytes()
         text = (gzip.decompress(raw) if source.endswith(".gz") else raw).decode("utf-8")

@@ -11,7 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from configs import command
-from configs.errors import UserError
+from configs.errors import UsageError, UserError
 from export import calibration, engine, files, graph, hf, manifest, out_folder, precision, profile, triton
 from export import checkpoint as checkpoints
 from export.checkpoint import Checkpoint
@@ -31,8 +31,8 @@ def say(text: str) -> None:
 
 def main(config: ExportConfig) -> dict:
     """Export as told; returns {"out", "metrics"}."""
-    checkpoint = checkpoints.read(config.run)
-    inputs = {"--run": config.run, "--dev": None if ":" in config.dev else config.dev}
+    checkpoint = checkpoints.read(config.run, config.task)
+    inputs = {"--run": config.run, "--dev": None if ":" in (config.dev or ":") else config.dev}
     metrics: dict[str, Any] = {}
     places = [
         ("--out", config.out, manifest.is_engine),
@@ -48,7 +48,7 @@ def main(config: ExportConfig) -> dict:
         with out_folder.scratch(Path(config.hf)) as folder:
             hf.write(folder, checkpoint)
             out_folder.move(folder, Path(config.hf))
-        say(f"{config.hf}: for transformers' BertForQuestionAnswering.from_pretrained")
+        say(f"{config.hf}: for transformers' {hf.architecture(checkpoint)}.from_pretrained")
     if config.out:
         metrics = export_engine(config, checkpoint, Path(config.out))
     if config.out and config.triton:
@@ -83,7 +83,7 @@ def export_in(config: ExportConfig, checkpoint: Checkpoint, out: Path) -> dict[s
     say(f"target: {f'{target} {tensorrt_flavour.version(trt)}' if target else 'none'} ({why})")
     plan = choose_plan(config, trt, shapes) if target else None
     # Before minutes go into a plan: are the questions there?
-    questions = Questions.read(checkpoint, config.dev, config.dev_limit) if config.verify else None
+    questions = Questions.read(checkpoint, dev_of(config, checkpoint), config.dev_limit) if config.verify else None
     with out_folder.scratch(out) as folder, tempfile.TemporaryDirectory() as work:
         estimate = Path(work) / "estimate.onnx"
         about = write(folder, config, checkpoint, shapes, target, trt, plan, estimate)
@@ -113,6 +113,16 @@ def export_triton(config: ExportConfig, checkpoint: Checkpoint, engine_folder: P
     say(f"{out}: a model repository for Triton, not loaded in a container; its README.md says how to")
 
 
+def dev_of(config: ExportConfig, checkpoint: Checkpoint) -> str:
+    """What is compared on. Raises: UsageError where nothing was named and the task has nothing built in."""
+    if found := config.dev or checkpoint.head.builtin:
+        return found
+    raise UsageError(
+        f"--dev is needed: examples of --task {checkpoint.head.task} on which the engine is compared with the "
+        "checkpoint; or leave the comparison out with --no-verify"
+    )
+
+
 def choose_plan(config: ExportConfig, trt: Any, shapes: Profile) -> engine.Plan:
     """What the plan is built for. Raises: UserError where this TensorRT cannot."""
     found = gpu.find()
@@ -138,7 +148,7 @@ def write(
     sizes = checkpoint.config
     gelu = config.gelu or sizes.gelu
     variants = kernels_for(config, checkpoint, gelu, plan) if plan else []
-    settings: dict[str, Any] = {"layout": config.layout, "gelu": gelu}
+    settings: dict[str, Any] = {"layout": config.layout, "gelu": gelu, "head": checkpoint.head}
     files.save(graph.build(checkpoint.tensors, sizes, precision="float32", **settings), folder / MODEL)
     source = plan_source(folder, config)
     result = quantise(folder / MODEL, config, checkpoint, gelu, plan) if config.precision in FORMATS else None
@@ -260,11 +270,11 @@ def measured(about: dict[str, Any], out: Path) -> dict[str, Any]:
     bytes_of = {path.name: path.stat().st_size for path in out.iterdir() if path.is_file()}
     report = about["verified"] or {}
     eight = report.get(f"{about['precision']}_on_cpu") if about["precision"] in FORMATS else None
-    kept = ("runtime", "largest_logit_difference", "answers_changed", "exact", "f1", "f1_checkpoint", "f1_interval")
-    found = {name: report[name] for name in kept if name in report}
+    left_out = ("dev", "questions", "windows", "why", "mean_logit_difference", "onnxruntime", "plan")
+    found = {name: value for name, value in report.items() if name not in left_out and not name.endswith("_on_cpu")}
     sizes = {"model_bytes": bytes_of[MODEL], "plan_bytes": bytes_of.get(PLAN, 0)}
     if eight:
-        found["on_cpu"] = {name: eight[name] for name in kept if name in eight}
+        found["on_cpu"] = {name: value for name, value in eight.items() if name not in left_out}
     if table := about.get("quantisation"):
         found["products"] = Counter(item["precision"] for item in table["products"].values())
     return found | {"plugin_layers": about.get("plugin_layers", {})} | sizes

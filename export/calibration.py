@@ -18,7 +18,6 @@ import numpy as np
 from tqdm import tqdm
 
 from configs.errors import UserError
-from data import squad
 from export import ranges
 from export.checkpoint import Checkpoint
 from export.comparison import Logits, Questions
@@ -47,14 +46,18 @@ def source(said: str | None, checkpoint: Checkpoint) -> tuple[str, str]:
     if isinstance(trained, str):
         if trained.startswith("builtin:") or Path(trained).is_file():
             return trained, "what the run was trained with"
-        return "builtin:train", f"the run was trained with {trained}, which is not to be had; better say --calibrate"
-    return "builtin:train", "the run does not say what it was trained with; better say --calibrate"
+        why = f"the run was trained with {trained}, which is not to be had"
+    else:
+        why = "the run does not say what it was trained with"
+    if checkpoint.head.builtin is None:
+        raise UserError(f"{why}; 8-bit products need examples to calibrate with: name them with --calibrate")
+    return "builtin:train", f"{why}; better say --calibrate"
 
 
 def read(checkpoint: Checkpoint, data: str, limit: int) -> Questions:
     """Evenly spread questions of the data. Raises: UserError where they are too few."""
     # Built-in questions are made one by one, all much alike; of a file, all are read and every so-manieth is taken.
-    dataset = squad.read(data, split="train", limit=4 * limit if data.startswith("builtin:") else None)
+    dataset = checkpoint.head.read(data, split="train", limit=4 * limit if data.startswith("builtin:") else None)
     step = max(1, len(dataset.examples) // limit)
     found = Questions.of(checkpoint, replace(dataset, examples=dataset.examples[::step][:limit]))
     if len(found.features) < 2 * FEWEST:
@@ -186,5 +189,7 @@ def relative_error(ours: Logits, reference: Logits) -> float:
         for one, other in zip(side, wanted, strict=True)
     ]  # fmt: skip
     lost = sum(float(((a - b) ** 2).sum()) for a, b in pairs)
-    whole = sum(float(((b - b.mean()) ** 2).sum()) for _, b in pairs)
+    # Of a single number a window, only the windows vary.
+    mean = np.mean([b.mean() for _, b in pairs]) if all(b.size == 1 for _, b in pairs) else None
+    whole = sum(float(((b - (b.mean() if mean is None else mean)) ** 2).sum()) for _, b in pairs)
     return float(np.sqrt(lost / max(whole, 1e-30)))

@@ -5,18 +5,20 @@ largest and the mean difference of a logit). A difference of scores comes with i
 hundred questions one answer that falls otherwise moves F1 by a third of a point and means nothing.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from data import metric, squad
-from data.answers import best_answers, texts
-from data.features import FeatureOptions, Features, featurise
+from data.batches import Windows
+from data.features import FeatureOptions
 from export.checkpoint import Checkpoint
 
 RESAMPLES, SEED = 1000, 0
-Rows = list[np.ndarray]  # one float32 array a window, as long as the window
-Logits = tuple[Rows, Rows]  # start, end
+TITLES = {"exact": "EM", "f1": "F1"}  # metrics that people call otherwise
+Rows = list[np.ndarray]  # one float32 array a window: [its length, ...], or [...] of an output a sequence
+Logits = tuple[Rows, ...]  # of each of the head's outputs
 
 
 @dataclass(frozen=True)
@@ -25,39 +27,55 @@ class Tolerance:
 
     logit: float  # largest difference of a logit
     answers: float  # percent of answers that change
-    f1: float  # points lost, where the bootstrap interval says that they are no accident
+    f1: float  # points of the head's score lost, where the bootstrap interval says that they are no accident
     f1_proven: float | None = None  # points that may be lost by the interval's lower end; None: not asked
 
 
 @dataclass(frozen=True)
 class Questions:
-    """Dev questions and their windows as the checkpoint was trained to see them."""
+    """Dev examples and their windows as the checkpoint was trained to see them."""
 
-    dataset: squad.Dataset
-    features: Features
+    dataset: Any  # of the head's kind
+    features: Windows
     checkpoint: Checkpoint
 
     @classmethod
     def read(cls, checkpoint: Checkpoint, dev: str, limit: int | None) -> "Questions":
-        return cls.of(checkpoint, squad.read(dev, limit=limit, split="dev"))
+        return cls.of(checkpoint, checkpoint.head.read(dev, limit=limit, split="dev"))
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, dataset: squad.Dataset) -> "Questions":
-        """Questions that were read already."""
-        info = checkpoint.info
+    def of(cls, checkpoint: Checkpoint, dataset: Any) -> "Questions":
+        """Examples that were read already."""
+        info, head = checkpoint.info, checkpoint.head
         options = FeatureOptions(info.window, info.stride, info.query)
-        return cls(dataset, featurise(dataset, checkpoint.tokenizer, options), checkpoint)
+        return cls(dataset, head.featurise(dataset, checkpoint.tokenizer, options), checkpoint)
 
-    def answers(self, logits: Logits) -> dict[str, str]:
-        """Question id -> answer, "" for none."""
-        info = self.checkpoint.info
-        found = best_answers(self.features, self.dataset, *logits, max_answer_tokens=info.max_answer_tokens)
-        return texts(found, info.no_answer_threshold if self.dataset.version == "2.0" else None)
+    @property
+    def threshold(self) -> float | None:
+        """Of "no answer"."""
+        return self.checkpoint.info.no_answer_threshold if self.dataset.version == "2.0" else None
 
-    def scores(self, answers: dict[str, str]) -> np.ndarray:
-        """[questions, 2] exact match and F1 of each, 0 to 100."""
-        each = metric.score_each(self.dataset, answers)
-        return 100 * np.array([each[example.id] for example in self.dataset.examples], np.float64)
+    def predictions(self, logits: Logits) -> dict[str, Any]:
+        """Example's id -> prediction."""
+        return self.checkpoint.head.decode(self.features, self.dataset, logits)
+
+    def answers(self, logits: Logits) -> dict[str, Any]:
+        """Example's id -> what is said to a user: of a question the answer, "" for none."""
+        head = self.checkpoint.head
+        return {name: head.said(found, self.threshold) for name, found in self.predictions(logits).items()}
+
+    def scores(self, predictions: dict[str, Any]) -> np.ndarray:
+        """[examples, k] what each contributes to the metrics."""
+        return self.checkpoint.head.scores(self.dataset, predictions, self.threshold)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A metric of a runtime and of the checkpoint, in percent."""
+
+    engine: float
+    checkpoint: float
+    interval: tuple[float, float]  # 95 %, of the difference engine - checkpoint
 
 
 @dataclass(frozen=True)
@@ -67,12 +85,19 @@ class Comparison:
     largest_logit_difference: float
     mean_logit_difference: float
     answers_changed: float  # percent
-    exact: float
-    exact_checkpoint: float
-    exact_interval: tuple[float, float]  # 95 %, of the difference runtime - checkpoint
-    f1: float
-    f1_checkpoint: float
-    f1_interval: tuple[float, float]
+    figures: dict[str, Figure]
+    score: str  # the figure that decides
+
+    def report(self) -> dict[str, Any]:
+        """For engine.json: {"f1", "f1_checkpoint", "f1_interval", ...} of every figure, and the rest."""
+        found: dict[str, Any] = {
+            "largest_logit_difference": self.largest_logit_difference,
+            "mean_logit_difference": self.mean_logit_difference,
+            "answers_changed": self.answers_changed,
+        }
+        for name, figure in self.figures.items():
+            found |= {name: figure.engine, f"{name}_checkpoint": figure.checkpoint, f"{name}_interval": figure.interval}
+        return found
 
     def complaints(self, tolerance: Tolerance) -> list[str]:
         """What is beyond the tolerance."""
@@ -81,48 +106,67 @@ class Comparison:
             found.append(f"a logit differs by {self.largest_logit_difference:.3g} (tolerance {tolerance.logit:g})")
         if self.answers_changed > tolerance.answers:
             found.append(f"{self.answers_changed:.2f} % of the answers change (tolerance {tolerance.answers:g} %)")
-        if self.f1_checkpoint - self.f1 > tolerance.f1 and self.f1_interval[1] < 0:
+        figure, name = self.figures[self.score], TITLES.get(self.score, self.score)
+        low, high = figure.interval
+        if not figure.checkpoint - figure.engine <= tolerance.f1 and not high >= 0:
             found.append(
-                f"F1 falls from {self.f1_checkpoint:.2f} to {self.f1:.2f}, by more than chance (95 % interval of the "
-                f"difference {self.f1_interval[0]:+.2f} to {self.f1_interval[1]:+.2f}, tolerance {tolerance.f1:g})"
+                f"{name} falls from {figure.checkpoint:.2f} to {figure.engine:.2f}, by more than chance (95 % interval "
+                f"of the difference {low:+.2f} to {high:+.2f}, tolerance {tolerance.f1:g})"
             )
-        if tolerance.f1_proven is not None and self.f1_interval[0] < -tolerance.f1_proven:
+        if tolerance.f1_proven is not None and low < -tolerance.f1_proven:
             found.append(
-                f"F1 may fall by {-self.f1_interval[0]:.2f} (lower end of the 95 % interval of the difference; "
+                f"{name} may fall by {-low:.2f} (lower end of the 95 % interval of the difference; "
                 f"tolerance {tolerance.f1_proven:g}); more questions (--dev) make the interval narrower"
             )
         return found
 
 
 def compare(questions: Questions, ours: Logits, reference: Logits) -> Comparison:
-    """Logits of all windows, (starts, ends) of a runtime and of the checkpoint."""
+    """The outputs of all windows of a runtime, and of the checkpoint."""
+    head = questions.checkpoint.head
     differences = [
-        np.abs(a.astype(np.float64) - b) for one, other in zip(ours, reference, strict=True)
+        np.abs(a.astype(np.float64) - b).reshape(-1) for one, other in zip(ours, reference, strict=True)
         for a, b in zip(one, other, strict=True)
     ]  # fmt: skip
     flat = np.concatenate(differences)
-    answers, expected = questions.answers(ours), questions.answers(reference)
-    scores, wanted = questions.scores(answers), questions.scores(expected)
-    low, high = bootstrap(scores - wanted)
-    changed = sum(answers[name] != text for name, text in expected.items())
-    exact, f1 = scores.mean(axis=0)
-    exact_wanted, f1_wanted = wanted.mean(axis=0)
+    found, expected = questions.predictions(ours), questions.predictions(reference)
+    changed = sum(
+        not head.same(head.said(found[name], questions.threshold), head.said(one, questions.threshold))
+        for name, one in expected.items()
+    )
+    scores, wanted = questions.scores(found), questions.scores(expected)
+    both = np.stack([scores, wanted], axis=1)  # [examples, 2, k]
+
+    def difference(rows: np.ndarray) -> np.ndarray:
+        one, other = head.figures(rows[:, 0]), head.figures(rows[:, 1])
+        return np.array([one[name] - other[name] for name in one])
+
+    low, high = bootstrap(both, difference)
+    engine, checkpoint = head.figures(scores), head.figures(wanted)
+    figures = {
+        name: Figure(value, checkpoint[name], (float(low[place]), float(high[place])))
+        for place, (name, value) in enumerate(engine.items())
+    }
     return Comparison(
-        float(flat.max()), float(flat.mean()), 100 * changed / len(expected),
-        float(exact), float(exact_wanted), (float(low[0]), float(high[0])),
-        float(f1), float(f1_wanted), (float(low[1]), float(high[1])),
+        float(flat.max()), float(flat.mean()), 100 * changed / len(expected), figures, head.score
     )  # fmt: skip
 
 
-def bootstrap(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """2.5 and 97.5 % quantiles of the mean of [questions, k] paired differences, over questions drawn again: [k] each.
+def mean(rows: np.ndarray) -> np.ndarray:
+    return rows.mean(axis=0)
 
-    Efron & Tibshirani 1993, chapter 13; 1,000 resamples from a fixed seed.
+
+def bootstrap(
+    rows: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray] = mean
+) -> tuple[np.ndarray, np.ndarray]:
+    """2.5 and 97.5 % quantiles of a statistic [k] of rows [examples, ...], over examples drawn again: [k] each.
+
+    Efron & Tibshirani 1993, chapter 13; 1,000 resamples from a fixed seed. Rows that hold a pair make it paired.
     """
     random = np.random.default_rng(SEED)
-    count = len(differences)
-    means = np.stack([differences[random.integers(0, count, count)].mean(axis=0) for _ in range(RESAMPLES)])
-    low, high = np.quantile(means, [0.025, 0.975], axis=0)
+    count = len(rows)
+    drawn = np.stack([statistic(rows[random.integers(0, count, count)]) for _ in range(RESAMPLES)])
+    low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
     return low, high
 
 
@@ -139,11 +183,11 @@ def worst(ours: Logits, reference: Logits, most: int) -> np.ndarray:
 def table(result: Comparison, questions: int, windows: int) -> str:
     """A comparison for a person."""
     rows = [
-        f"  {questions} questions, {windows} windows   engine   checkpoint   difference (95 % interval)",
+        f"  {questions} examples, {windows} windows   engine   checkpoint   difference (95 % interval)",
     ]
-    for title, name in (("EM", "exact"), ("F1", "f1")):
-        ours, theirs = getattr(result, name), getattr(result, f"{name}_checkpoint")
-        low, high = getattr(result, f"{name}_interval")
+    for name, figure in result.figures.items():
+        (low, high), ours, theirs = figure.interval, figure.engine, figure.checkpoint
+        title = TITLES.get(name, name)
         rows.append(f"  {title:10}{ours:8.2f} {theirs:8.2f} {ours - theirs:+8.2f} ({low:+.2f} to {high:+.2f})")
     rows.append(
         f"  logits differ by at most {result.largest_logit_difference:.3g}, on average by "

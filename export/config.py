@@ -21,7 +21,15 @@ ANOTHER_GELU = 0.5  # largest difference of a logit where --gelu is not what the
 class GraphConfig:
     """What is written."""
 
-    run: str = setting(required=True, help="run folder of train.py or distill.py: its best weights are exported")
+    run: str = setting(
+        required=True,
+        help="run folder of train.py or distill.py, whose best weights are exported; with --task a Hugging Face folder",
+    )
+    task: str | None = setting(
+        None,
+        help="what published weights are for, as in train.py: embed, csv, glue/sst2 ...; of a run folder embed or "
+        "encode, for its encoder alone",
+    )
     out: str | None = setting(None, help="engine folder to write; must not exist unless --overwrite")
     hf: str | None = setting(None, help="folder to write for Hugging Face's transformers; alone or beside --out")
     triton: str | None = setting(None, help="model repository to write for NVIDIA Triton Inference Server; needs --out")
@@ -107,7 +115,10 @@ class GateConfig:
     """The comparison with the checkpoint, after which the folder is put in its place."""
 
     verify: bool = setting(True, help="compare with the checkpoint; --no-verify leaves TensorFlow out")
-    dev: str = setting("builtin:dev-facts", help="questions to compare on: a SQuAD .json or .json.gz, tfds:, builtin:")
+    dev: str | None = setting(
+        None, help="examples to compare on, of the run's task, as train.py --dev takes them; none: of squad "
+        "builtin:dev-facts",
+    )  # fmt: skip
     dev_limit: int | None = setting(None, least=1, help="take so many of them only")
     tolerance: float | None = setting(
         None,
@@ -123,7 +134,10 @@ class GateConfig:
         f"none: {', '.join(f'{value:g} for {name}' for name, value in ANSWERS.items())}",
     )
     tolerance_f1: float = setting(
-        0.1, least=0.0, most=100.0, help="points of F1 that may be lost; a loss that may be chance is allowed"
+        0.1,
+        least=0.0,
+        most=100.0,
+        help="points of the task's score (F1, accuracy ...) that may be lost; a loss that may be chance is allowed",
     )
     tolerance_f1_proven: float | None = setting(
         None,
@@ -144,6 +158,7 @@ class ExportConfig(GateConfig, PlanConfig, QuantisationConfig, GraphConfig):
       python export.py --run runs/student --out engines/student
       python export.py --run runs/student --hf published/student
       python export.py --run runs/student --out engines/student --triton triton/models
+      python export.py --run all-MiniLM-L6-v2/ --task embed --out engines/minilm --dev pairs.csv
     """
 
     def __post_init__(self):

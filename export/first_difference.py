@@ -18,9 +18,9 @@ from plugins import DOMAIN
 # Largest relative difference (Frobenius norms) of a layer's output that is put down to rounding.
 ROUNDING = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 1e-1, "float8": 3e-1, "int8": 3e-1}
 EIGHT_BITS = ("attention8", "gelu8", "linear8_gelu8")  # ops whose first output is stored, not what it stands for
-HEAD = ("head/start_logits", "head/end_logits")  # [T] each
+HEAD = "head/"  # how the names of a head's nodes begin; the last one of each output is called "head/OUTPUT"
 Values = dict[str, np.ndarray]
-Runner = Callable[[list[str]], Values]  # names of nodes -> their outputs, float32 [T, width] or [T], real tokens alone
+Runner = Callable[[list[str]], Values]  # names of nodes -> their outputs, float32 [T, ...] of real tokens, or [B, ...]
 
 
 def find(model: Path, ours: Runner, reference: Runner, rounding: float, *, inside: bool = True) -> str:
@@ -56,8 +56,8 @@ def relative(ours: Values, reference: Values, names: list[str]) -> dict[str, flo
 
 
 def node_names(model: onnx.ModelProto) -> list[str]:
-    """The nodes of ours in a model and the head's two last, in the order of computing."""
-    return [node.name for node in model.graph.node if node.domain == DOMAIN or node.name in HEAD]
+    """The nodes of ours in a model and the head's last ones, in the order of computing."""
+    return [node.name for node in model.graph.node if node.domain == DOMAIN or node.name == f"{HEAD}{node.output[0]}"]
 
 
 def counts(path: Path) -> dict[str, int]:
@@ -73,7 +73,7 @@ def layer_of(name: str) -> str:
 
 def is_end(name: str) -> bool:
     """Whether a node is the last of the embeddings, of a layer or of the head."""
-    return name in ("embeddings", *HEAD) or name.endswith("/ffn/norm")
+    return name == "embeddings" or name.startswith(HEAD) or name.endswith("/ffn/norm")
 
 
 def _percent(share: float) -> str:

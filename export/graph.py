@@ -6,8 +6,10 @@ inlines the body where none is.
 
 Two layouts (letters as in `model/bert.py`; T is the number of tokens of all sequences together):
 
-    packed   token_ids, segment_ids, position_ids int32 [T], cu_seqlens int32 [B+1]  ->  start_logits, end_logits [T]
-    padded   token_ids, segment_ids, padding_mask int32 [B, S]                       ->  start_logits, end_logits [B, S]
+    packed   token_ids, segment_ids, position_ids int32 [T], cu_seqlens int32 [B+1]  ->  outputs [T, ...], [B, ...]
+    padded   token_ids, segment_ids, padding_mask int32 [B, S]                       ->  [B, S, ...], [B, ...]
+
+What the outputs are, and what is written for them, the head says (`heads/`).
 
 `cu_seqlens` counts tokens: sequence b is tokens cu_seqlens[b] to cu_seqlens[b+1]; positions restart at each.
 Activations have the precision's dtype; layer-norm parameters, the head and the logits are float32 whatever it is. With
@@ -22,14 +24,18 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+import heads
 import plugins
 from export.quantisation import Quantisation
 from export.writer import DTYPES as DTYPES
 from export.writer import Writer
+from heads import Head
 from model.config import BertConfig
 from plugins import formats
 
 LAYOUTS = ("packed", "padded")
+DEFAULT_HEAD = heads.default()
+WHOLE = "outputs_per_sequence"  # metadata of a model: outputs with a row a sequence, by name, apart by commas
 HEAD_MULTIPLE = 8  # kernels load 16 bytes at once: 8 values of two bytes
 Tensors = dict[str, np.ndarray]
 
@@ -40,7 +46,7 @@ def build(
     *,
     precision: str,
     layout: str,
-    head: bool = True,
+    head: Head | None = DEFAULT_HEAD,
     gelu: str | None = None,
     fused: bool = False,
     quantisation: Quantisation | None = None,
@@ -49,11 +55,11 @@ def build(
     """Write the network.
 
     Args:
-        tensors: float32 weights under our names; the head's are needed unless `head` is False.
+        tensors: float32 weights under our names; the head's are needed, too.
         config: sizes.
         precision: "float32", "float16" or "bfloat16": dtype A of activations, tables and kernels.
         layout: "packed" or "padded".
-        head: False for the encoder alone, whose one output is `encoded` A [T, H] or [B, S, H].
+        head: an entry of `heads/`; None for the encoder alone, whose one output is `encoded` A [T, H] or [B, S, H].
         gelu: "tanh" or "erf" instead of the checkpoint's own form.
         fused: write a product and the layer norm after it as one node, `linear_skip_layer_norm` (see `fuses`); not
             with a quantisation.
@@ -72,19 +78,29 @@ def build(
         _positions(writer)
     x = _embeddings(writer, tensors, config)
     for index in range(config.layers):
-        output = "encoded" if not head and index == config.layers - 1 else ""
+        output = "encoded" if head is None and index == config.layers - 1 else ""
         x = _layer(writer, tensors, config, index, x, sequences, layout, gelu or config.gelu, fused, output)
-    if head:
-        _span_head(writer, tensors, x)
-        outputs = {name: (TensorProto.FLOAT, rows) for name in ("start_logits", "end_logits")}
+    if head is not None:
+        head.tail(writer, tensors, x, layout)
+        outputs = {
+            output.name: (
+                TensorProto.FLOAT,
+                [*(rows if output.per == "token" else ["B"]), *([] if output.width is None else [output.width])],
+            )
+            for output in head.outputs(config.hidden)
+        }
     else:
         outputs = {"encoded": (writer.dtype, [*rows, config.hidden])}
-    return writer.model(
+    whole = [output.name for output in head.outputs(config.hidden) if output.per == "sequence"] if head else []
+    model = writer.model(
         f"{quantisation.format if quantisation else precision}, {layout}",
         [helper.make_tensor_value_info(name, TensorProto.INT32, shape) for name, shape in inputs.items()],
         [helper.make_tensor_value_info(name, dtype, shape) for name, (dtype, shape) in outputs.items()],
         [writer.functions[op] for op in writer.functions if op not in bare],
     )
+    if whole:
+        helper.set_model_props(model, {WHOLE: ",".join(whole)})
+    return model
 
 
 def fuses(names: Collection[str]) -> bool:
@@ -244,19 +260,3 @@ def _pad_heads(array: np.ndarray, size: int, pad: int, axis: int) -> np.ndarray:
     split = array.reshape(*before, -1, size, *after)
     widths = [(0, pad) if place == axis + 1 else (0, 0) for place in range(split.ndim)]
     return np.pad(split, widths).reshape(*before, -1, *after)
-
-
-def _span_head(writer: Writer, tensors: Tensors, x: str) -> None:
-    """float32 from here on: x W + b, whose two columns are the start and the end logits.
-
-    Written as a product and a sum a column: a matrix product 2 wide gains nothing from tensor cores, and TensorRT-RTX
-    has none in float32 for compute capability 7.5.
-    """
-    wide = writer.op("head/cast", "Cast", [x], to=TensorProto.FLOAT)  # rows+[H]
-    axis = writer.weight("head/axis", np.array([-1]), TensorProto.INT64)
-    for column, word in enumerate(("start", "end")):
-        kernel = writer.weight(f"span.kernel.{word}", tensors["span.kernel"][:, column], TensorProto.FLOAT)  # [H]
-        bias = writer.weight(f"span.bias.{word}", tensors["span.bias"][column], TensorProto.FLOAT)
-        product = writer.op(f"head/{word}/product", "Mul", [wide, kernel])
-        total = writer.op(f"head/{word}/sum", "ReduceSum", [product, axis], keepdims=0)  # rows
-        writer.op(f"head/{word}_logits", "Add", [total, bias], f"{word}_logits")

@@ -1,4 +1,4 @@
-"""Back to Hugging Face: a run as a folder that `transformers` loads, `BertForQuestionAnswering.from_pretrained(DIR)`.
+"""Back to Hugging Face: a run as a folder for `transformers`, `BertForQuestionAnswering.from_pretrained(DIR)` and such.
 
 config.json, model.safetensors (float32; dense kernels [outputs, inputs], query, key and value each on its own), and the
 tokeniser as vocab.txt, tokenizer_config.json, special_tokens_map.json. The logits are those of the checkpoint: dropout
@@ -42,8 +42,10 @@ def ours(folder: Path) -> bool:
 
 def tensors(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
     """Their name -> float32 array."""
-    # The names that a file with these two would have: the encoder below "bert.", and the span head.
-    names = published_names.hugging_face(checkpoint.config, {"bert.embeddings", "qa_outputs.weight"})
+    # The names that a file with these would have: the encoder below "bert.", and the head.
+    head = checkpoint.head
+    present = {"bert.embeddings", *(name.format(bert="bert.") for name in head.published("hugging_face").values())}
+    names = published_names.hugging_face(checkpoint.config, present, head)
     found = {}
     for our_name, theirs in names.items():
         # Three parts where query, key and value lie side by side.
@@ -53,11 +55,19 @@ def tensors(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
     return found
 
 
+def architecture(checkpoint: Checkpoint) -> str:
+    """The class of transformers that the folder is for: without a head of its own, the encoder's."""
+    return checkpoint.head.architecture or "BertModel"
+
+
 def model_config(checkpoint: Checkpoint) -> dict:
     """config.json."""
     sizes = checkpoint.config
+    named = {str(place): name for place, name in enumerate(checkpoint.head.labels)}
+    labels = {"id2label": named, "label2id": {name: int(place) for place, name in named.items()}} if named else {}
     return {
-        "architectures": ["BertForQuestionAnswering"],
+        "architectures": [architecture(checkpoint)],
+        **labels,
         "model_type": "bert",
         "vocab_size": sizes.vocabulary,
         "hidden_size": sizes.hidden,

@@ -27,7 +27,8 @@ def describe(
     about = {
         "format": FORMAT,
         "task": info.task,
-        "labels": info.labels,
+        "labels": list(checkpoint.head.labels),
+        "head": checkpoint.head.settings,
         "layout": layout,
         "precision": precision,
         "sizes": checkpoint.config.to_dict(),

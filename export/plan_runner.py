@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 
 from export import engine
 from export.first_difference import Runner, Values, counts
-from export.runners import inputs_of, marked, real
+from export.runners import inputs_of, marked, per_sequence, real
 from plugins import registration, tensorrt_flavour
 from plugins.kernels import KernelSet
 from serve.cuda import Cuda
@@ -33,7 +34,11 @@ def plan_runner(
                 inputs, mask = inputs_of(batch, layout)
                 with registration.registered(trt, plan.plugins, kernels):
                     outputs = execute(trt, file.read_bytes(), inputs, [f"marked.{name}" for name in names])
-            return {name: real(array, mask) for name, array in zip(names, outputs, strict=True)}
+                whole = per_sequence(onnx.load(str(copy), load_external_data=False))
+            return {
+                name: real(array, None if f"marked.{name}" in whole else mask)
+                for name, array in zip(names, outputs, strict=True)
+            }
 
         return run
 

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from data.features import Features
+from data.batches import Windows
 from export.runners import ONNX_TOKENS, ONNX_WINDOWS, inputs_of, real
 from plugins import formats
 from serve.packed import Packed, cut
@@ -71,7 +71,7 @@ class Range:
         return float((self.counts * (kept - middle) ** 2).sum())
 
 
-def batches(features: Features, rows: np.ndarray) -> Iterable[tuple[np.ndarray, Packed]]:
+def batches(features: Windows, rows: np.ndarray) -> Iterable[tuple[np.ndarray, Packed]]:
     """The windows `rows` in small batches: (their rows, the batch)."""
     for group in cut(features.length[rows], ONNX_TOKENS, ONNX_WINDOWS):
         yield rows[group], Packed.windows(features, rows[group])
@@ -104,7 +104,7 @@ def mark(model: onnx.ModelProto) -> dict[str, str]:
     return sources
 
 
-def measure(path: Path, layout: str, features: Features, rows: np.ndarray) -> dict[str, Range]:
+def measure(path: Path, layout: str, features: Windows, rows: np.ndarray) -> dict[str, Range]:
     """Product -> range of its x, over the windows `rows` of some features, by model.onnx (float32) on the CPU."""
     model = onnx.load(str(path), load_external_data=False)
     sources = mark(model)

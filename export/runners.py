@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from tqdm import tqdm
 
 from configs.errors import UserError
-from data.features import Features
+from data.batches import Windows
 from export.checkpoint import Checkpoint
 from export.comparison import Logits
 from export.first_difference import HEAD, Runner, Values, mark
+from export.graph import WHOLE
 from serve.packed import ROWS, Packed, cut
 
 KERAS_TOKENS = 8192  # a forward pass, padding included
@@ -32,7 +34,7 @@ class Keras:
         try:
             import tensorflow as tf
 
-            from model.heads import SpanModel
+            from model.heads import HeadModel
         except ImportError as error:
             raise UserError(
                 f"the comparison with the checkpoint runs it in Keras on TensorFlow, and {error}; install both, "
@@ -41,25 +43,26 @@ class Keras:
         tf.config.experimental.enable_tensor_float_32_execution(False)  # the reference is float32 on a GPU, too
         for gpu in tf.config.list_physical_devices("GPU"):
             tf.config.experimental.set_memory_growth(gpu, True)  # or nothing is left for TensorRT
-        self.model: Any = SpanModel(checkpoint.config)
+        self.model: Any = HeadModel(checkpoint.head, checkpoint.config)
         for name, variable in self.model.names().items():
             variable.assign(checkpoint.tensors[name])
         shape = tf.TensorSpec((None, None), tf.int32)
         self._forward = tf.function(self.model, input_signature=[shape] * 3, autograph=False)
 
-    def logits(self, features: Features) -> Logits:
-        """Start and end logits of every window, in the order of the features."""
-        start: list = [None] * len(features)
-        end: list = [None] * len(features)
-        groups = cut(features.length, KERAS_TOKENS, 256, padded=True)
+    def logits(self, features: Windows) -> Logits:
+        """Of each of the head's outputs an array for every window, in the order of the features."""
+        outputs = self.model.head.outputs(self.model.config.hidden)
+        found: tuple[list, ...] = tuple([None] * len(features) for _ in outputs)
+        length = features.length
+        groups = cut(length, KERAS_TOKENS, 256, padded=True)
         for rows in tqdm(groups, "Keras", unit="batch", leave=False, mininterval=1.0):
-            batch = features.assemble(rows, int(features.length[rows].max()))
+            batch = features.assemble(rows, int(length[rows].max()))
             results = self._forward(batch["token_ids"], batch["segment_ids"], batch["padding_mask"])
-            first, last = (result.numpy() for result in results)  # [B, S]
-            for place, row in enumerate(rows):
-                length = features.length[row]
-                start[row], end[row] = first[place, :length], last[place, :length]
-        return start, end
+            for output, kept, result in zip(outputs, found, results, strict=True):
+                values = result.numpy()  # [B, S, ...] or [B, ...]
+                for place, row in enumerate(rows):
+                    kept[row] = values[place, : length[row]] if output.per == "token" else values[place]
+        return found
 
     def ends(self, batch: Packed) -> Runner:
         """The outputs of the embeddings, of every layer and of the head for these sequences."""
@@ -68,25 +71,23 @@ class Keras:
         hidden = self.model.encoder(*arguments, want=("hidden",)).hidden
         names = ["embeddings", *(ENDS.format(index) for index in range(len(hidden) - 1))]
         values = {name: array.numpy()[mask] for name, array in zip(names, hidden, strict=True)}
-        logits = self.model.logits(hidden[-1])
-        values |= {name: array.numpy()[mask] for name, array in zip(HEAD, logits, strict=True)}
+        outputs = self.model.head.outputs(self.model.config.hidden)
+        for output, array in zip(outputs, self.model.logits(hidden[-1], arguments[-1]), strict=True):
+            values[HEAD + output.name] = real(array.numpy(), mask if output.per == "token" else None)
         return lambda wanted: {name: values[name] for name in wanted}
 
 
-def session_logits(session: Any, features: Features, title: str) -> Logits:
-    """Start and end logits of every window by a `serve.session.Session`."""
-    start: list = [None] * len(features)
-    end: list = [None] * len(features)
-    profile = session.manifest.profile
+def session_logits(session: Any, features: Windows, title: str) -> Logits:
+    """Of each output an array for every window, by a `serve.session.Session`."""
+    found: tuple[list, ...] = tuple([None] * len(features) for _ in session.manifest.outputs)
+    profile, length = session.manifest.profile, features.length
     most = profile.tokens.most if profile.tokens else profile.batch.most * profile.length.most
-    for rows in tqdm(cut(features.length, most, profile.batch.most), title, unit="batch", leave=False, mininterval=1.0):
-        batch = Packed.windows(features, rows)
-        first, last = session.run(batch)  # [T]
-        for row, one, other in zip(
-            rows, np.split(first, batch.cu_seqlens[1:-1]), np.split(last, batch.cu_seqlens[1:-1]), strict=True
-        ):
-            start[row], end[row] = one, other
-    return start, end
+    for rows in tqdm(cut(length, most, profile.batch.most), title, unit="batch", leave=False, mininterval=1.0):
+        parts = session.split(session.run(Packed.windows(features, rows)), length[rows])
+        for row, part in zip(rows, parts, strict=True):
+            for kept, values in zip(found, part, strict=True):
+                kept[row] = values
+    return found
 
 
 def onnx_runner(model: Path, batch: Packed, layout: str) -> Runner:
@@ -111,22 +112,26 @@ class OnnxFile:
         self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self._layout = layout
         self._inputs = {item.name for item in self._session.get_inputs()}
+        self._whole = per_sequence(onnx.load(str(path), load_external_data=False))
 
     def run(self, batch: Packed) -> list[np.ndarray]:
         """All outputs in the file's order, [T, ...] each."""
         inputs, mask = inputs_of(batch, self._layout)
-        outputs = self._session.run(None, {name: array for name, array in inputs.items() if name in self._inputs})
-        return [real(np.asarray(array), mask) for array in outputs]
+        arrays = self._session.run(None, {name: array for name, array in inputs.items() if name in self._inputs})
+        return [
+            real(np.asarray(array), None if item.name in self._whole else mask)
+            for item, array in zip(self._session.get_outputs(), arrays, strict=True)
+        ]
 
-
-    def logits(self, features: Features, title: str) -> Logits:
-        """Start and end logits of every window of some features, in small batches."""
-        found: tuple[list, list] = ([], [])
+    def logits(self, features: Windows, title: str) -> Logits:
+        """Of each output an array for every window of some features, in small batches."""
+        names = [item.name for item in self._session.get_outputs()]
+        found: tuple[list, ...] = tuple([] for _ in names)
         groups = cut(features.length, ONNX_TOKENS, ONNX_WINDOWS)
         for rows in tqdm(groups, title, unit="batch", leave=False, mininterval=1.0):
             batch = Packed.windows(features, rows)
-            for side, array in zip(found, self.run(batch), strict=True):
-                side.extend(np.split(array, batch.cu_seqlens[1:-1]))
+            for name, side, array in zip(names, found, self.run(batch), strict=True):
+                side.extend(array if name in self._whole else np.split(array, batch.cu_seqlens[1:-1]))
         return found
 
 
@@ -138,6 +143,13 @@ def marked(model: Path, names: list[str]) -> Iterator[Path]:
         yield copy
     finally:
         copy.unlink()
+
+
+def per_sequence(model: onnx.ModelProto) -> frozenset[str]:
+    """Outputs of a padded graph, marked ones too, that have a row a sequence: no token is padding there."""
+    kept = {entry.value for entry in model.metadata_props if entry.key == WHOLE}
+    names = {name for text in kept for name in text.split(",") if name}
+    return frozenset(names | {f"marked.{HEAD}{name}" for name in names})
 
 
 def inputs_of(batch: Packed, layout: str) -> tuple[dict[str, np.ndarray], np.ndarray | None]:

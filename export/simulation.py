@@ -11,11 +11,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from data.features import Features
+from data.batches import Windows
 from export.comparison import Logits
 from export.quantisation import quantise_weight
 from export.ranges import batches, product_of, session
-from export.runners import inputs_of, real
+from export.runners import inputs_of, per_sequence, real
 from plugins import formats
 
 
@@ -30,6 +30,7 @@ class Simulation:
     ) -> None:
         self._layout = layout
         model = onnx.load(str(path))
+        self.outputs, self._whole = [item.name for item in model.graph.output], per_sequence(model)
         weights = {tensor.name: tensor for tensor in model.graph.initializer}
         self.names = [name for node in model.graph.node if (name := product_of(node))]
         nodes: list[onnx.NodeProto] = []
@@ -52,18 +53,17 @@ class Simulation:
         self._session = session(model, path.parent)
         self._inputs = {item.name for item in self._session.get_inputs()}
 
-    def logits(self, features: Features, rows: np.ndarray, scales: Mapping[str, float]) -> Logits:
-        """Start and end logits of the windows `rows`, in their order, each as long as its window."""
+    def logits(self, features: Windows, rows: np.ndarray, scales: Mapping[str, float]) -> Logits:
+        """The head's outputs for the windows `rows`, in their order."""
         switches = np.array([name in scales for name in self.names])
         told = np.array([scales.get(name, 1.0) for name in self.names], np.float32)
-        found: tuple[list, list] = ([], [])
+        found: tuple[list, ...] = tuple([] for _ in self.outputs)
         for _, batch in batches(features, rows):
             inputs, mask = inputs_of(batch, self._layout)
             inputs |= {"scales": told, "switches": switches}
             fed = {name: array for name, array in inputs.items() if name in self._inputs}
-            outputs = self._session.run(["start_logits", "end_logits"], fed)
-            for side, array in zip(found, outputs, strict=True):
-                side.extend(np.split(real(array, mask), batch.cu_seqlens[1:-1]))
+            for name, side, array in zip(self.outputs, found, self._session.run(self.outputs, fed), strict=True):
+                side.extend(array if name in self._whole else np.split(real(array, mask), batch.cu_seqlens[1:-1]))
         return found
 
 

@@ -26,6 +26,7 @@ from configs.errors import UserError
 from export import files, graph
 from export.checkpoint import Checkpoint
 from export.quantisation import BASE, FORMATS
+from heads.span import Span
 from serve import manifest as manifests
 from serve.manifest import MODEL, VOCABULARY, Manifest
 from serve.packed import ROWS
@@ -51,6 +52,11 @@ def write(folder: Path, engine: Path, name: str, checkpoint: Checkpoint, gelu: s
             such products are our plugins', which Triton does not have.
     """
     manifest = manifests.read(engine)
+    if not isinstance(checkpoint.head, Span):
+        raise UserError(
+            f"--triton writes a front end that answers questions, this run is for --task {checkpoint.head.task}; leave "
+            "--triton out and serve the engine with serve.answerer.Answerer"
+        )
     precision = BASE if manifest.precision in FORMATS else manifest.precision
     profile, longest = manifest.profile, manifest.window
     batch = min(profile.batch.most, profile.tokens.most // longest if profile.tokens else profile.batch.most)

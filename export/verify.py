@@ -6,7 +6,7 @@ name of the first layer that differs.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 from configs.errors import UserError
 from export import runners
 from export.checkpoint import Checkpoint
-from export.comparison import Comparison, Questions, Tolerance, compare, table, worst
+from export.comparison import Questions, Tolerance, compare, table, worst
 from export.first_difference import ROUNDING, Runner, find
 from export.quantisation import FORMATS
 from serve import gpu
@@ -51,6 +51,7 @@ class Gate:
     graph_is_whole: bool  # no function's body was left out of model.<precision>.onnx
     plan_runner: Callable[[Packed], Runner]  # of a plan with marked outputs, built when it is asked for outputs
     estimate: Path | None = None  # an 8-bit engine's graph with float32 for all that is not 8 bits wide
+    _measured: set[str] = field(default_factory=set)  # names of what a comparison reports
 
     def run(self, say: Say) -> dict[str, Any]:
         """Compare; returns engine.json's "verified". Raises: GateError with the first layer that differs."""
@@ -79,8 +80,7 @@ class Gate:
             if self.precision in ("float16", *FORMATS) and self.graph_is_whole:
                 self._half(reference, report, say)
             return report
-        kept = ("why", *(item.name for item in fields(Comparison)))
-        report["onnxruntime"] = {name: report[name] for name in kept}
+        report["onnxruntime"] = {name: report[name] for name in report if name in {"why", *self._measured}}
         with Session.open(self.folder, "tensorrt") as session:
             self._judge(
                 session, reference, report, self.precision, say, lambda batch: find(
@@ -93,7 +93,8 @@ class Gate:
     def _judge(self, session, reference, report, precision, say, search) -> None:
         ours = runners.session_logits(session, self.questions.features, session.runtime)
         result = compare(self.questions, ours, reference)
-        report |= {"runtime": session.runtime, "why": session.why} | asdict(result)
+        self._measured.update(result.report())
+        report |= {"runtime": session.runtime, "why": session.why} | result.report()
         say(f"gate: {session.why}")
         say(table(result, len(self.questions.dataset.examples), len(self.questions.features)))
         if complaints := result.complaints(self.tolerances[precision]):
@@ -109,7 +110,7 @@ class Gate:
         file = runners.OnnxFile(self.estimate, self.layout)
         ours = file.logits(self.questions.features, f"{self.precision} on the CPU")
         result = compare(self.questions, ours, reference)
-        report[f"{self.precision}_on_cpu"] = asdict(result)
+        report[f"{self.precision}_on_cpu"] = result.report()
         say(f"gate: {self.precision} products on ONNX Runtime, all else float32")
         say(table(result, len(self.questions.dataset.examples), len(self.questions.features)))
         if complaints := result.complaints(self.tolerances[self.precision]):
@@ -130,8 +131,9 @@ class Gate:
         file = runners.OnnxFile(self.graph, self.layout)
         found = [file.run(Packed.windows(features, rows[index : index + 1])) for index in range(len(rows))]
         differences = [
-            float(np.max([np.abs(ours - reference[side][row]).max() for side, ours in enumerate(pair)]))  # NaN stays
-            for row, pair in zip(rows, found, strict=True)
+            float(np.max([np.abs(ours.reshape(-1) - reference[side][row].reshape(-1)).max()  # NaN stays
+                          for side, ours in enumerate(outputs)]))
+            for row, outputs in zip(rows, found, strict=True)
         ]
         index = int(np.argmax(np.nan_to_num(differences, nan=np.inf)))
         largest = differences[index]

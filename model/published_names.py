@@ -4,15 +4,16 @@ A map goes from our name to theirs; to three of theirs where we keep query, key 
 """
 
 import re
+from typing import Any
 
 from model.config import BertConfig
 
 Names = dict[str, tuple[str, ...]]
 
-# Tensors that a checkpoint may have and no task here needs; they are listed to the user.
+# Tensors that a checkpoint may have and the head asked for does not; they are listed to the user.
 LEFT_OVER = re.compile(
     r"^(bert[./])?(pooler|cls|embeddings\.position_ids)"  # next-sentence and language-model heads; 0 to 511
-    r"|^classifier|^lm_predictions"
+    r"|^classifier|^lm_predictions|^qa_outputs\.|^output_(weights|bias)$"  # heads of other tasks
     r"|^global_step$|adam_[mv]$"  # a Google checkpoint saved while training; the slots are twice the weights' size
 )
 
@@ -26,24 +27,40 @@ _LAYER = {  # inside a layer
 _TABLES = {"token": "word_embeddings", "position": "position_embeddings", "segment": "token_type_embeddings"}
 
 
-def hugging_face(config: BertConfig, present: set[str]) -> Names:
-    """Dense kernels are [outputs, inputs] there."""
+def hugging_face(config: BertConfig, present: set[str], head: Any = None) -> Names:
+    """Dense kernels are [outputs, inputs] there. head: an entry of `heads/`, named as far as the source has it."""
     prefix = "bert." if any(name.startswith("bert.") for name in present) else ""
     old = any(name.endswith("LayerNorm.gamma") for name in present)  # checkpoints converted before 2019
     scale, offset = ("gamma", "beta") if old else ("weight", "bias")
     theirs = _encoder(config, f"{prefix}embeddings.", f"{prefix}encoder.layer.", ".weight", "weight", scale, offset)
-    if "qa_outputs.weight" in present:
-        theirs |= {"span.kernel": ("qa_outputs.weight",), "span.bias": ("qa_outputs.bias",)}
-    return theirs
+    return theirs | _head(head, "hugging_face", prefix, present)
 
 
-def google(config: BertConfig, present: set[str]) -> Names:
-    """Dense kernels are [inputs, outputs] as ours, except that of the span head."""
+def google(config: BertConfig, present: set[str], head: Any = None) -> Names:
+    """Dense kernels are [inputs, outputs] as ours, except those of `turned_by_google`."""
     theirs = _encoder(config, "bert.embeddings.", "bert.encoder.layer_", "", "kernel", "gamma", "beta")
     theirs = {ours: tuple(name.replace(".", "/") for name in names) for ours, names in theirs.items()}
-    if "cls/squad/output_weights" in present:  # fine-tuned by run_squad.py
-        theirs |= {"span.kernel": ("cls/squad/output_weights",), "span.bias": ("cls/squad/output_bias",)}
-    return theirs
+    return theirs | _head(head, "google", "bert/", present)
+
+
+def turned_by_google(theirs: Names) -> set[str]:
+    """Our names of the kernels that a Google checkpoint keeps as [outputs, inputs]: the last ones of its heads."""
+    return {ours for ours, names in theirs.items() if names[0].endswith("output_weights")}
+
+
+def of_head(head: Any) -> set[str]:
+    """What checkpoints call the tensors that fine-tuning gives a head; not those that pre-training leaves."""
+    layouts = ("hugging_face", "google") if head else ()
+    return {
+        theirs for layout in layouts for ours, theirs in head.published(layout).items() if ours not in head.pretrained
+    }
+
+
+def _head(head: Any, layout: str, prefix: str, present: set[str]) -> Names:
+    """A head's tensors: of each kernel and bias both, if the source has the kernel."""
+    names = {ours: theirs.format(bert=prefix) for ours, theirs in (head.published(layout) if head else {}).items()}
+    kernels = {ours.rpartition(".")[0] for ours, theirs in names.items() if theirs in present and "kernel" in ours}
+    return {ours: (theirs,) for ours, theirs in names.items() if ours.rpartition(".")[0] in kernels}
 
 
 def _encoder(config, embeddings, layers, table, kernel, scale, offset) -> Names:

@@ -30,7 +30,8 @@ class RunInfo:
     query: int
     max_answer_tokens: int
     task: str = "squad"
-    labels: list[str] = field(default_factory=list)  # in the order of the head's outputs; empty for spans
+    labels: list[str] = field(default_factory=list)  # in the order of the head's outputs; empty where it has none
+    head: dict = field(default_factory=dict)  # settings of the head (`heads/`): columns, pooling ...
     version: str = "1.1"  # of SQuAD: "2.0" knows questions without an answer
     no_answer_threshold: float | None = None  # best on dev for version 2.0: above it the answer is "none"
     made: dict = field(default_factory=dict)  # command, settings, source of the weights, versions

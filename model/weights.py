@@ -8,7 +8,7 @@ Our names (all float32; kernels are [inputs, outputs]):
     layers.i.attention.out.{kernel [H, H], bias [H]}       layers.i.attention.norm.{scale, offset} [H]
     layers.i.ffn.in.{kernel [H, I], bias [I]}              layers.i.ffn.out.{kernel [I, H], bias [H]}
     layers.i.ffn.norm.{scale, offset} [H]
-    span.{kernel [H, 2], bias [2]}                         the head, present in a fine-tuned model
+    and those of a head, as its entry in heads/ names them: in a fine-tuned model, read where they are asked for
 
 Every tensor of a source is used exactly once, listed as left over (pooler, language-model heads), or named in an error.
 Nothing is unpickled: safetensors and TensorFlow's checkpoint reader only.
@@ -16,8 +16,9 @@ Nothing is unpickled: safetensors and TensorFlow's checkpoint reader only.
 
 import json
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
@@ -28,6 +29,7 @@ from model import published_names
 from model.config import NAMED, BertConfig
 
 MODEL_FILE = "model.safetensors"
+ENCODER = ("embeddings.", "layers.")  # how the names of the encoder's tensors begin
 CHECKPOINT = "*.ckpt*.index"  # bert_model.ckpt as published, model.ckpt-1000 as written by training
 
 
@@ -41,21 +43,24 @@ class Published:
     folder: Path  # holds vocab.txt
     tokenizer: dict  # {lowercase, strip_accents, chinese} as the source states it
     source: str
+    labels: list[str] = field(default_factory=list)  # of a fine-tuned source, where it names them
 
 
-def load(source: str) -> Published:
+def load(source: str, head: Any = None) -> Published:
     """Read weights from a folder, or from the hub if `source` is no folder but looks like a repository's name.
 
+    head: an entry of `heads/`, whose tensors are read with the encoder's where the source has them. None: the encoder
+    alone; any head's tensors are left over.
     Raises: UserError when nothing is there, a tensor is missing, unknown or has a shape the sizes do not allow.
     """
     folder = Path(source).expanduser()
     if folder.is_dir():
         if (folder / "best" / MODEL_FILE).is_file():
-            return _from_run(folder)
+            return _from_run(folder, head)
         if (folder / "bert_config.json").is_file() and list(folder.glob(CHECKPOINT)):
-            return _from_google(folder)
+            return _from_google(folder, head)
         if (folder / "config.json").is_file() and (folder / MODEL_FILE).is_file():
-            return _from_hugging_face(folder, str(folder))
+            return _from_hugging_face(folder, str(folder), head)
         raise UserError(
             f"{folder} holds no weights that can be read; needed is config.json with {MODEL_FILE} (Hugging Face), "
             f"bert_config.json with bert_model.ckpt.* (Google), or a run folder with best/{MODEL_FILE}"
@@ -65,10 +70,10 @@ def load(source: str) -> Published:
             f"{source!r} is no folder; name a folder with weights, a hub repository as owner/name, "
             f"or take a size by name with random weights: {', '.join(NAMED)}"
         )
-    return _from_hub(source)
+    return _from_hub(source, head)
 
 
-def _from_hub(name: str) -> Published:
+def _from_hub(name: str, head: Any) -> Published:
     from huggingface_hub import snapshot_download  # comes with tokenizers
 
     wanted = ["config.json", MODEL_FILE, "vocab.txt", "tokenizer_config.json"]
@@ -79,7 +84,7 @@ def _from_hub(name: str) -> Published:
             f"{name} is no folder here and could not be fetched from the hub ({type(error).__name__}); check the name "
             "and the network, or download the repository and name its folder"
         ) from error
-    return _from_hugging_face(Path(folder), name)
+    return _from_hugging_face(Path(folder), name, head)
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
@@ -103,8 +108,8 @@ def read_json(path: Path) -> dict:
     return value
 
 
-def expected_shapes(config: BertConfig, head: bool = False) -> dict[str, tuple[int, ...]]:
-    """Our name -> shape of every tensor that an encoder of these sizes has, with the span head if asked for."""
+def expected_shapes(config: BertConfig, head: Any = None) -> dict[str, tuple[int, ...]]:
+    """Our name -> shape of every tensor of an encoder of these sizes, and of an entry of `heads/` if one is given."""
     wide, inner = config.hidden, config.ffn
     shapes = {
         "embeddings.token": (config.vocabulary, wide),
@@ -120,18 +125,22 @@ def expected_shapes(config: BertConfig, head: bool = False) -> dict[str, tuple[i
         shapes |= _pair(f"{layer}.ffn.in", "kernel", (wide, inner), "bias", (inner,))
         shapes |= _pair(f"{layer}.ffn.out", "kernel", (inner, wide), "bias", (wide,))
         shapes |= _pair(f"{layer}.ffn.norm", "scale", (wide,), "offset", (wide,))
-    if head:
-        shapes |= _pair("span", "kernel", (wide, 2), "bias", (2,))
-    return shapes
+    return shapes | (head.shapes(config) if head else {})
 
 
 def _pair(stem, first, first_shape, second, second_shape):
     return {f"{stem}.{first}": first_shape, f"{stem}.{second}": second_shape}
 
 
-def check(tensors: dict[str, np.ndarray], config: BertConfig, source: str) -> None:
-    """Raise a UserError unless `tensors` are exactly those of `config` (head optional), each of its shape."""
-    shapes = expected_shapes(config, head="span.kernel" in tensors or "span.bias" in tensors)
+def check(tensors: dict[str, np.ndarray], config: BertConfig, source: str, head: Any = None) -> None:
+    """Raise a UserError unless `tensors` are exactly those of `config` and of the head, each of its shape.
+
+    The head may be missing, and so may all of it that no pre-training leaves.
+    """
+    shapes, of_head = expected_shapes(config), head.shapes(config) if head else {}
+    own = of_head.keys() & tensors.keys()
+    fine_tuned = own - set(head.pretrained) if head else set()
+    shapes |= {name: shape for name, shape in of_head.items() if fine_tuned or name in own}
     _refuse_any(shapes.keys() - tensors.keys(), tensors.keys() - shapes.keys(), config, source)
     for name, shape in shapes.items():
         if tensors[name].shape != shape:
@@ -154,7 +163,7 @@ def _some(names):
     return ", ".join(names[:4]) + (" ..." if len(names) > 4 else "") if names else "none"
 
 
-def _from_run(folder: Path) -> Published:
+def _from_run(folder: Path, head: Any) -> Published:
     stated = read_json(folder / "config.json")
     known = {field.name for field in fields(BertConfig)}
     model = stated.get("model")
@@ -162,11 +171,17 @@ def _from_run(folder: Path) -> Published:
         raise UserError(f"{folder / 'config.json'} has no key 'model' with the sizes {sorted(known)}")
     config = BertConfig(**model)
     tensors = read_tensors(folder / "best" / MODEL_FILE)
-    check(tensors, config, str(folder))
-    return Published(config, tensors, [], folder, stated.get("tokenizer", {}), str(folder))
+    labels, left_over = stated.get("labels", []), []
+    if head is None or (stated.get("task"), labels) != (head.task, list(head.labels)):
+        # Another task's head: what it learnt means something else here, but for what pre-training left.
+        kept = set(head.pretrained) if head else set()
+        left_over = [name for name in tensors if not name.startswith(ENCODER) and name not in kept]
+        tensors = {name: array for name, array in tensors.items() if name not in left_over}
+    check(tensors, config, str(folder), head)
+    return Published(config, tensors, left_over, folder, stated.get("tokenizer", {}), str(folder), labels)
 
 
-def _from_hugging_face(folder: Path, source: str) -> Published:
+def _from_hugging_face(folder: Path, source: str, head: Any) -> Published:
     stated = read_json(folder / "config.json")
     if stated.get("model_type", "bert") != "bert":
         raise UserError(f"{source} is a {stated['model_type']!r} model; only BERT encoders can be read")
@@ -174,16 +189,16 @@ def _from_hugging_face(folder: Path, source: str) -> Published:
     gelu = {"gelu": "erf", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}.get(activation, activation)
     config = _config(stated, source, gelu)
     tensors = read_tensors(folder / MODEL_FILE)
-    theirs = published_names.hugging_face(config, set(tensors))
-    left_over = _left_over(theirs, tensors.keys(), config, source)
+    theirs = published_names.hugging_face(config, set(tensors), head)
+    left_over = _left_over(theirs, tensors.keys(), config, source, head)
     named = _rename(theirs, tensors.__getitem__, source, turned={ours for ours in theirs if ours.endswith(".kernel")})
-    check(named, config, source)
+    check(named, config, source, head)
     settings = folder / "tokenizer_config.json"
     tokenizer = _tokenizer(read_json(settings) if settings.is_file() else {})
-    return Published(config, named, left_over, folder, tokenizer, source)
+    return Published(config, named, left_over, folder, tokenizer, source, _labels(stated))
 
 
-def _from_google(folder: Path) -> Published:
+def _from_google(folder: Path, head: Any) -> Published:
     import tensorflow as tf
 
     stated = read_json(folder / "bert_config.json")
@@ -197,12 +212,12 @@ def _from_google(folder: Path) -> Published:
     try:
         reader = tf.train.load_checkpoint(source)
         present = set(reader.get_variable_to_shape_map())
-        theirs = published_names.google(config, present)
-        left_over = _left_over(theirs, present, config, source)
-        named = _rename(theirs, reader.get_tensor, source, turned={"span.kernel"})
+        theirs = published_names.google(config, present, head)
+        left_over = _left_over(theirs, present, config, source, head)
+        named = _rename(theirs, reader.get_tensor, source, turned=published_names.turned_by_google(theirs))
     except (tf.errors.OpError, RuntimeError, ValueError, IndexError) as error:  # IndexError: a truncated data file
         raise UserError(f"{source} cannot be read as a TensorFlow checkpoint ({error}); fetch it again") from error
-    check(named, config, source)
+    check(named, config, source, head)
     # The original files say nothing of case; the published folders' names do.
     name = folder.resolve().name
     cased = "cased" in name and "uncased" not in name
@@ -231,6 +246,15 @@ def _config(stated: dict, source: str, gelu: str) -> BertConfig:
         raise UserError(f"the configuration of {source} has a size that is no number ({error})") from error
 
 
+def _labels(stated: dict) -> list[str]:
+    """The classes that a Hugging Face configuration names, in order; none where they are the library's LABEL_0 ..."""
+    named = stated.get("id2label")
+    if not isinstance(named, dict) or not all(str(place) in named for place in range(len(named))):
+        return []
+    found = [str(named[str(place)]) for place in range(len(named))]
+    return [] if all(re.fullmatch(r"LABEL_\d+", name) for name in found) else found
+
+
 def _tokenizer(stated: dict) -> dict:
     return {
         "lowercase": bool(stated.get("do_lower_case", True)),
@@ -239,11 +263,12 @@ def _tokenizer(stated: dict) -> dict:
     }
 
 
-def _left_over(theirs: published_names.Names, present, config: BertConfig, source: str) -> list[str]:
+def _left_over(theirs: published_names.Names, present, config: BertConfig, source: str, head: Any) -> list[str]:
     """The source's tensors that are of no use here. UserError when one is missing, or present and not known."""
     wanted = {name for names in theirs.values() for name in names}
     rest = present - wanted
-    left_over = {name for name in rest if published_names.LEFT_OVER.search(name)}
+    own = published_names.of_head(head)  # half a head is a mistake, not a left-over
+    left_over = {name for name in rest if published_names.LEFT_OVER.search(name) and name not in own}
     _refuse_any(wanted - present, rest - left_over, config, source)
     return sorted(left_over)
 

@@ -26,9 +26,10 @@ from distill.config import DistillConfig
 from distill.objective import Objective, teacher_outputs
 from distill.prepare import make_objective_step, recipe
 from distill.projection import Projections, choose
+from heads import default
 from model import weights
 from model.config import NAMED
-from model.heads import SpanModel
+from model.heads import HeadModel
 from scripts.bench_train_step import device_name
 from train import hardware, precision
 
@@ -93,17 +94,18 @@ def measure(config: BenchConfig, machine: hardware.Hardware, kind: str):
     settings = DistillConfig(teacher=config.teacher, student=config.student, data="-", out="-", batch_size=config.batch)
     theirs = replace(NAMED[config.teacher], dropout=0.0, attention_dropout=0.0)
     plan = student.plan(
-        replace(settings, attention_dropout=0.0), weights.Published(theirs, {}, [], Path(), {}, "random")
+        replace(settings, attention_dropout=0.0), weights.Published(theirs, {}, [], Path(), {}, "random"),
+        default(),
     )
-    teacher = SpanModel(theirs, chosen.policy, fused)
+    teacher = HeadModel(default(), theirs, chosen.policy, fused)
     batch = random_batch(config, theirs.vocabulary)
 
-    answers = recipe(settings, "prediction", plan, theirs)
+    answers = recipe(settings, "prediction", plan, theirs, default())
     forward = tf.function(lambda: teacher_outputs(teacher, batch, answers), autograph=False, jit_compile=jit or None)
     yield timed(config, machine, kind, jit, "teacher forward", None, lambda number: forward()["teacher.start"])
     for what, (stage, given, allowed) in LEARNT.items():
-        learnt = recipe(replace(settings, **given), stage, plan, theirs)
-        model = SpanModel(plan.config, chosen.policy, fused)
+        learnt = recipe(replace(settings, **given), stage, plan, theirs, default())
+        model = HeadModel(default(), plan.config, chosen.policy, fused)
         width, target = plan.config.hidden, theirs.hidden
         projections = Projections(choose(None, width, target)[0], plan.config.layers + 1, width, target)
         projections.restart(1)

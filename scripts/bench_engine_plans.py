@@ -61,7 +61,7 @@ def weights(config: BertConfig, seed: int = 0) -> graph.Tensors:
     """Random float32 weights: activations of order 1, and attention that looks at some tokens more than at others."""
     random = np.random.default_rng(seed)
     found = {}
-    for name, shape in expected_shapes(config, head=False).items():
+    for name, shape in expected_shapes(config).items():
         scale = 1 / np.sqrt(shape[0]) if name.endswith(".kernel") else 0.1
         found[name] = random.standard_normal(shape, np.float32) * np.float32(scale) + np.float32(name.endswith("scale"))
     return found
@@ -157,7 +157,7 @@ class Encoder:
     def model(self, variant: Variant, precision: str) -> onnx.ModelProto:
         """The network, its axes open; all bodies are there."""
         model = graph.build(
-            self.tensors, self.config, precision=precision, layout=variant.layout, head=False, gelu=variant.gelu,
+            self.tensors, self.config, precision=precision, layout=variant.layout, head=None, gelu=variant.gelu,
             fused=graph.fuses(variant.plugins) and not variant.format,
             quantisation=self.quantisation(variant) if variant.format else None,
         )  # fmt: skip

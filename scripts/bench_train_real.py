@@ -90,7 +90,7 @@ def theirs(prepared: Prepared, settings: TrainConfig) -> dict:
     given = {name: every[name] for name in ARRAYS}
     given["order"] = np.stack([np.stack([places for _, places in plan]) for plan in plans])
     assert prepared.evaluate is not None
-    dev = prepared.evaluate.features
+    dev: Any = prepared.evaluate.features
     given |= {f"dev_{name}": value for name, value in dev.assemble(np.arange(len(dev)), window).items()}
     job = {"sizes": prepared.model.config.to_dict(), "precision": settings.amp, "epochs": settings.epochs}
     job["precision"] = {None: "float32", "auto": "float16"}.get(settings.amp, settings.amp)

@@ -10,8 +10,9 @@ import train.environment  # noqa: F401  isort: skip - before TensorFlow
 import numpy as np
 import tensorflow as tf
 
+from heads import default
 from model.config import NAMED
-from model.heads import SpanModel
+from model.heads import HeadModel
 from train import hardware, precision
 from train.config import TrainConfig
 from train.prepare import make_step
@@ -47,7 +48,7 @@ def build(variant: Variant, machine: hardware.Hardware) -> tuple[Any, str]:
     chosen = precision.choose(variant.precision, machine.gpu)
     size = dataclasses.replace(NAMED[variant.model], attention_dropout=variant.attention_dropout)
     fused, _ = hardware.use_fused_attention(machine.gpu, variant.xla, chosen, size.attention_dropout)
-    model = SpanModel(size, chosen.policy, fused, variant.recompute)
+    model = HeadModel(default(), size, chosen.policy, fused, variant.recompute)
     settings = TrainConfig(model=variant.model, data="-", out="-", batch_size=variant.batch)
     step = make_step(model, settings, chosen, variant.xla, machine, 1000)
     return step, "fused" if fused and not size.attention_dropout else "blocks"

@@ -22,6 +22,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -39,7 +40,7 @@ from serve import manifest as manifests
 from serve.packed import Packed
 from serve.session import Session
 
-Pair = tuple[np.ndarray, np.ndarray]  # start and end logits of a batch, [T] each
+Pair = tuple[np.ndarray, ...]  # start and end logits of a batch, [T] each
 WORST = 5  # cases that are told
 
 
@@ -100,7 +101,7 @@ def main(config: CheckConfig) -> dict:
     begin = time.monotonic()
     checkpoint = checkpoints.read(config.run)
     questions = Questions.read(checkpoint, config.dev, config.limit)
-    features = questions.features
+    features: Any = questions.features
     print(f"{len(questions.dataset.examples)} questions, {len(features)} windows", flush=True)
     if config.write_reference:
         logits = runners.Keras(checkpoint).logits(features)
@@ -113,6 +114,7 @@ def main(config: CheckConfig) -> dict:
         print(f"reference: {source}, {time.monotonic() - begin:.1f} s so far", flush=True)
         near, far = tolerances(config, session, checkpoint.config.gelu)
         whole = compare(questions, runners.session_logits(session, features, "scores"), reference)
+        f1 = whole.figures["f1"]
         print(table(whole, len(questions.dataset.examples), len(features)), flush=True)
         alone = windows_alone(session, features)
         print(f"each window alone: {time.monotonic() - begin:.1f} s so far", flush=True)
@@ -120,11 +122,11 @@ def main(config: CheckConfig) -> dict:
         most = checkpoint.info.max_answer_tokens
         found = check_batches(config, session, features, alone, reference, far, most)
         notes = session.notes
-    said = complaints(config, whole.f1 - whole.f1_checkpoint, apart, found, near, far)
+    said = complaints(config, f1.engine - f1.checkpoint, apart, found, near, far)
     report = {
         "engine": Path(config.engine).name, "runtime": session.why, "device": session.device, "reference": source,
         "dev": Path(config.dev).name, "questions": len(questions.dataset.examples), "windows": len(features),
-        "tolerance": {"to_alone": near, "to_reference": far, "f1": config.tolerance_f1}, "scores": asdict(whole),
+        "tolerance": {"to_alone": near, "to_reference": far, "f1": config.tolerance_f1}, "scores": whole.report(),
         "alone_to_reference": apart, "batches": asdict(found), "notes": notes, "complaints": said,
         "seconds": round(time.monotonic() - begin, 1), "versions": command.versions(),
         "date": datetime.date.today().isoformat(),
@@ -142,7 +144,7 @@ def main(config: CheckConfig) -> dict:
     if said:
         raise UserError(f"{'; '.join(said)}; {out} says more")
     kept = ("batches", "sequences", "largest_to_alone", "largest_to_reference", "clear_disagree", "close_disagree")
-    metrics = {"f1": whole.f1, "f1_reference": whole.f1_checkpoint} | {name: getattr(found, name) for name in kept}
+    metrics = {"f1": f1.engine, "f1_reference": f1.checkpoint} | {name: getattr(found, name) for name in kept}
     return {"out": config.out, "metrics": metrics}
 
 

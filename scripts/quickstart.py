@@ -24,8 +24,9 @@ from data import squad
 from data.features import FeatureOptions, featurise
 from data.metric import score, score_each
 from data.tokenize import Tokenizer
+from heads import default
 from model import run_folder, weights
-from model.heads import SpanModel
+from model.heads import HeadModel
 from scripts.fetch_weights import minilm_folder
 from serve import gpu
 from serve.reader import Reader
@@ -145,10 +146,10 @@ def scored(folder: Path, dev_sets: dict[str, str]) -> dict[str, dict]:
 
     All sets are answered in one go, so that each padded length is traced once.
     """
-    source = weights.load(str(folder))
+    source = weights.load(str(folder), default())
     stated = run_folder.read(folder) if (folder / "best").exists() else None
     options = FeatureOptions(stated.window, stated.stride, stated.query) if stated else FeatureOptions(192, 64, 32)
-    model = SpanModel(source.config, "mixed_bfloat16")
+    model = HeadModel(default(), source.config, "mixed_bfloat16")
     initialise(model, source, seed=1)
     sets = [squad.read(name, split="dev", limit=SCORED) for name in dev_sets]
     every = replace(sets[0], examples=[example for dataset in sets for example in dataset.examples])

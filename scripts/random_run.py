@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 from configs import command
 from configs.errors import UsageError, UserError
 from configs.options import setting
+from heads import default
 from model import run_folder, weights
 from model.config import NAMED
 
@@ -51,7 +52,7 @@ def main(config: RandomConfig) -> dict:
     sizes = replace(NAMED[config.size], vocabulary=pieces, gelu=config.gelu or NAMED[config.size].gelu)
     random = np.random.default_rng(config.seed)
     tensors = {}
-    for name, shape in weights.expected_shapes(sizes, head=True).items():
+    for name, shape in weights.expected_shapes(sizes, default()).items():
         scale = np.float32(shape[0] ** -0.5 if name.endswith(".kernel") else 0.1)  # activations of order 1
         tensors[name] = random.standard_normal(shape, np.float32) * scale + np.float32(name.endswith(".scale"))
     (out / "best").mkdir(parents=True)

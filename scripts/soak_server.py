@@ -82,7 +82,7 @@ class Truth:
 
     answers: list[Answer]
     windows: list[Packed]
-    logits: list[tuple[np.ndarray, np.ndarray]]
+    logits: list[tuple[np.ndarray, ...]]
 
 
 @dataclass

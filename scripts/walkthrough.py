@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 import plugins
 from data import squad
 from export import engine, graph
+from heads import default
 from model import run_folder, weights
 from model.config import NAMED, BertConfig
 from plugins import registration, tensorrt_flavour
@@ -41,7 +42,7 @@ def untrained_run(folder: Path, texts: Sequence[str]) -> Path:
     random = np.random.default_rng(0)
     tensors = {
         name: (random.normal(0, 0.1, shape) + name.endswith(".scale")).astype(np.float32)
-        for name, shape in weights.expected_shapes(config, head=True).items()
+        for name, shape in weights.expected_shapes(config, default()).items()
     }
     (folder / "best").mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "best" / weights.MODEL_FILE)

@@ -1,19 +1,19 @@
-"""`python serve.py`: an engine folder answers one question, all of a file, which it then scores, or over HTTP."""
+"""`python serve.py`: an engine folder answers one request, all of a file, which it then scores, or over HTTP."""
 
 import json
 import os
 import sys
 import time
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+import heads
 from configs import command
 from configs.errors import UserError
-from data import metric, squad
-from data.answers import texts
+from serve.answerer import Answerer
 from serve.config import ServeConfig
-from serve.reader import Answer, Reader
 from serve.session import Session
 
 AROUND = 300  # characters of the passage shown on either side of an answer
@@ -31,42 +31,59 @@ def main(config: ServeConfig) -> dict:
     )  # fmt: skip
     with session:
         print(f"runtime: {session.why}", flush=True)
-        reader = Reader(config.engine, session=session)
+        engine = Answerer(config.engine, session=session)
         if config.data is not None:
-            return {"out": config.predictions, "metrics": answer_file(reader, config)}
-        return {"out": None, "metrics": answer_one(reader, str(config.question), passage(config))}
+            return {"out": config.predictions, "metrics": answer_file(engine, config)}
+        return {"out": None, "metrics": answer_one(engine, config)}
 
 
-def answer_one(reader: Reader, question: str, context: str) -> dict:
-    """Print the answer within its passage."""
+def answer_one(engine: Answerer, config: ServeConfig) -> dict:
+    """Print the answer to what the flags ask, marked in its passage where it has a place there."""
     begin = time.perf_counter()
-    answer = reader.answer(question, context)
+    head, threshold = engine.head, engine.manifest.no_answer_threshold
+    example = head.example(asked(config))
+    dataset = head.dataset([example])
+    found = engine.predict(dataset, engine.features(dataset))[example.id]
     milliseconds = 1000 * (time.perf_counter() - begin)
-    print(highlighted(context, answer, colours=sys.stdout.isatty() and "NO_COLOR" not in os.environ))
-    print(f"answer: {printable(answer.text) if answer.text else '(the passage does not say)'}")
-    shown = f"score {answer.score:.2f}, no answer {answer.no_answer_score:+.2f} against it, windows {answer.windows}"
-    print(f"{shown}, {milliseconds:.1f} ms", flush=True)
-    found = {name: getattr(answer, name) for name in Answer.__slots__}
-    return {"answer": found.pop("text"), **found, "latency_ms": round(milliseconds, 3)}
+    text, start, end, lines = head.shown(example, found, threshold)
+    if text:
+        colours = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+        print(highlighted(text, Marked(start, end), colours=colours))
+    *lines, last = map(printable, lines)
+    print("\n".join([*lines, f"{last}, {milliseconds:.1f} ms"]), flush=True)
+    return {**head.response(found, threshold), "latency_ms": round(milliseconds, 3)}
 
 
-def answer_file(reader: Reader, config: ServeConfig) -> dict:
-    """Answer all questions of --data, write --predictions, print and return EM and F1."""
+def asked(config: ServeConfig) -> dict:
+    """A request from the flags that were given."""
+    given = {"question": config.question, "text": config.text, "second": config.second}
+    if config.context is not None or config.context_file is not None:
+        given["context"] = passage(config)
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def answer_file(engine: Answerer, config: ServeConfig) -> dict:
+    """Answer all examples of --data, write --predictions, print and return the metrics."""
     if config.predictions and not (folder := Path(config.predictions).resolve().parent).is_dir():
         raise UserError(f"--predictions: there is no folder {folder}; make it first")
-    dataset = squad.read(str(config.data), limit=config.limit, split="dev")
+    head = heads.of_run(
+        engine.manifest,
+        text_column=config.text_column, second_column=config.second_column, label_column=config.label_column,
+    )  # fmt: skip
+    dataset = head.read(str(config.data), limit=config.limit, split="dev")
     with tqdm(desc="tokenise", unit="text", leave=False, mininterval=0.5) as bar:
-        features = reader.features(dataset, lambda done, total: _advance(bar, done, total))
+        features = engine.features(dataset, lambda done, total: _advance(bar, done, total))
     with tqdm(desc="answer", unit="window", leave=False, mininterval=0.5) as bar:
         begin = time.perf_counter()
-        predictions = reader.predict(dataset, features, lambda done, total: _advance(bar, done, total))
+        predictions = engine.predict(dataset, features, lambda done, total: _advance(bar, done, total))
         seconds = time.perf_counter() - begin
     # A run that was not trained for version 2.0 has no threshold: the best one on these questions is used, and told.
-    threshold = reader.manifest.no_answer_threshold if dataset.version == "2.0" else None
-    metrics = metric.score(dataset, predictions, threshold)
+    threshold = engine.manifest.no_answer_threshold if dataset.version == "2.0" else None
+    metrics = head.metrics(dataset, predictions, threshold)
     if config.predictions:
-        answers = texts(predictions, metrics.get("threshold", threshold))
-        Path(config.predictions).write_text(json.dumps(answers, ensure_ascii=False), encoding="utf-8")
+        chosen = metrics.get("threshold", threshold)
+        said = {name: head.said(prediction, chosen) for name, prediction in predictions.items()}
+        Path(config.predictions).write_text(json.dumps(said, ensure_ascii=False), encoding="utf-8")
     print(", ".join(f"{name} {value:.2f}" for name, value in metrics.items()))
     speed = {"windows": len(features), "windows_per_s": round(len(features) / seconds, 1)}
     print(f"{speed['windows']} windows, {speed['windows_per_s']} a second", flush=True)
@@ -88,8 +105,18 @@ def passage(config: ServeConfig) -> str:
         raise UserError(f"{path} cannot be read ({error.strerror}); give a file of text") from error
 
 
-def highlighted(context: str, answer: Answer, *, colours: bool) -> str:
-    """The passage around an answer, which stands out in bold and reversed, or in >>> <<< without colours."""
+class Marked(NamedTuple):
+    """Characters of a text to be marked."""
+
+    start: int
+    end: int
+
+
+def highlighted(context: str, answer: Any, *, colours: bool) -> str:
+    """The passage around an answer (anything with a start and an end), which stands out in bold and reversed.
+
+    Without colours it stands between >>> and <<<.
+    """
     before, after = ("\x1b[1;7m", "\x1b[0m") if colours else (">>>", "<<<")
     if answer.start == answer.end:
         return printable(context[: 2 * AROUND]) + ("..." if len(context) > 2 * AROUND else "")

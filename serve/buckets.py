@@ -7,11 +7,12 @@ A padded batch of 5 x 70 is computed as 8 x 96, whose last three rows are masked
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
 
+from heads import Output
 from serve.manifest import Manifest
 from serve.packed import ROWS, Packed
 
@@ -30,6 +31,7 @@ class Bucket:
     outputs: dict[str, tuple[int, tuple[int, ...]]]
     input_words: int
     output_words: int
+    per_sequence: frozenset[str] = field(default_factory=frozenset)  # outputs with a row a sequence, not a token
 
     def write(self, batch: Packed, words: np.ndarray) -> None:
         """A batch into a block of inputs, int32 [input_words or more]."""
@@ -47,14 +49,16 @@ class Bucket:
                 arrays[name][:] = 0
                 arrays[name][mask] = getattr(batch, name)
 
-    def read(self, batch: Packed, floats: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The batch's logits, float32 [T] each, copied out of a block of outputs, float32 [output_words or more]."""
-        arrays = self._arrays(floats, self.outputs)
-        start, end = arrays["start_logits"], arrays["end_logits"]
-        if start.ndim == 1:
-            return start[: batch.tokens].copy(), end[: batch.tokens].copy()
-        mask = batch.mask(*self.key)
-        return start[mask], end[mask]
+    def read(self, batch: Packed, floats: np.ndarray) -> tuple[np.ndarray, ...]:
+        """The batch's outputs, float32 [T, ...] or [B, ...] each, copied out of a block, float32 [output_words]."""
+        mask = None if "cu_seqlens" in self.inputs else batch.mask(*self.key)
+
+        def real(name: str, array: np.ndarray) -> np.ndarray:
+            if name in self.per_sequence:
+                return array[: len(batch)].copy()
+            return array[: batch.tokens].copy() if mask is None else array[mask]
+
+        return tuple(real(name, array) for name, array in self._arrays(floats, self.outputs).items())
 
     @staticmethod
     def _arrays(block: np.ndarray, places: dict[str, tuple[int, tuple[int, ...]]]) -> dict[str, np.ndarray]:
@@ -70,19 +74,20 @@ class Buckets:
         profile = manifest.profile
         self._counts = doubling(profile.batch.least, profile.batch.most)
         tokens, length = profile.tokens, profile.length
+        self._outputs = manifest.outputs
         self._tokens: tuple[int, ...] = steps(tokens.least, tokens.most, TOKEN_STEPS) if tokens else ()
         self._lengths: tuple[int, ...] = steps(length.least, length.most, ((1 << 24, LENGTH_STEP),)) if length else ()
 
     def of(self, batch: Packed) -> Bucket:
         count = _at_least(self._counts, len(batch))
         if self._tokens:
-            return packed_bucket(_at_least(self._tokens, batch.tokens), count)
-        return padded_bucket(count, _at_least(self._lengths, int(batch.lengths.max())))
+            return packed_bucket(_at_least(self._tokens, batch.tokens), count, self._outputs)
+        return padded_bucket(count, _at_least(self._lengths, int(batch.lengths.max())), self._outputs)
 
     def largest(self) -> Bucket:
         if self._tokens:
-            return packed_bucket(self._tokens[-1], self._counts[-1])
-        return padded_bucket(self._counts[-1], self._lengths[-1])
+            return packed_bucket(self._tokens[-1], self._counts[-1], self._outputs)
+        return padded_bucket(self._counts[-1], self._lengths[-1], self._outputs)
 
 
 def steps(least: int, most: int, table: Sequence[tuple[int, int]]) -> tuple[int, ...]:
@@ -101,21 +106,28 @@ def doubling(least: int, most: int) -> tuple[int, ...]:
 
 
 @lru_cache(4096)
-def packed_bucket(tokens: int, sequences: int) -> Bucket:
+def packed_bucket(tokens: int, sequences: int, outputs: tuple[Output, ...]) -> Bucket:
     inputs: dict[str, tuple[int, ...]] = {name: (tokens,) for name in ROWS} | {"cu_seqlens": (sequences + 1,)}
-    return _bucket((tokens, sequences), inputs, (tokens,))
+    return _bucket((tokens, sequences), inputs, outputs, (tokens,), sequences)
 
 
 @lru_cache(4096)
-def padded_bucket(rows: int, length: int) -> Bucket:
+def padded_bucket(rows: int, length: int, outputs: tuple[Output, ...]) -> Bucket:
     inputs: dict[str, tuple[int, ...]] = dict.fromkeys(("token_ids", "segment_ids", "padding_mask"), (rows, length))
-    return _bucket((rows, length), inputs, (rows, length))
+    return _bucket((rows, length), inputs, outputs, (rows, length), rows)
 
 
-def _bucket(key: tuple[int, int], inputs: dict[str, tuple[int, ...]], output: tuple[int, ...]) -> Bucket:
+def _bucket(
+    key: tuple[int, int], inputs: dict[str, tuple[int, ...]], outputs: tuple[Output, ...], tokens: tuple[int, ...],
+    sequences: int,
+) -> Bucket:  # fmt: skip
+    """tokens: the axes of an output per token."""
     placed_inputs, input_words = _placed(inputs)
-    placed_outputs, output_words = _placed(dict.fromkeys(("start_logits", "end_logits"), output))
-    return Bucket(key, placed_inputs, placed_outputs, input_words, output_words)
+    shapes = {o.name: (tokens if o.per == "token" else (sequences,)) + (() if o.width is None else (o.width,))
+              for o in outputs}  # fmt: skip
+    placed_outputs, output_words = _placed(shapes)
+    rows = frozenset(output.name for output in outputs if output.per == "sequence")
+    return Bucket(key, placed_inputs, placed_outputs, input_words, output_words, rows)
 
 
 def _placed(shapes: dict[str, tuple[int, ...]]) -> tuple[dict[str, tuple[int, tuple[int, ...]]], int]:

@@ -102,43 +102,50 @@ class ServerConfig(EngineConfig):
 
 @dataclass(frozen=True)
 class ServeConfig(ServerConfig):
-    """Answer questions with an engine folder: one question, all of a file, or whoever asks over HTTP.
+    """Ask an engine folder: one question or text, all examples of a file, or let whoever asks do so over HTTP.
 
     Examples:
 
       python serve.py --engine engines/student --question "Who wrote it?" --context "It was written by Ada Lovelace."
       python serve.py --engine engines/student --data dev-v1.1.json.gz --predictions answers.json
       python serve.py --engine engines/student --port 8000
+      python serve.py --engine engines/mails --text "Where is my parcel?"
     """
 
     question: str | None = setting(None, help="a question about --context; beyond the run's --query tokens it is cut")
     context: str | None = setting(None, help="the passage to find the answer in; of any length")
     context_file: str | None = setting(None, help="the passage as a file of UTF-8 text, instead of --context")
-    data: str | None = setting(
-        None, help="questions to answer and score: SQuAD .json or .json.gz, tfds:squad, builtin:dev-facts ..."
-    )
-    limit: int | None = setting(None, least=1, help="with --data: take so many questions only")
+    text: str | None = setting(None, help="a text to classify, tag or embed")
+    second: str | None = setting(None, help="a second text, where the task has two, or to compare with --text")
+    data: str | None = setting(None, help="examples to answer and score, of the engine's task, as train.py --dev takes")
+    text_column: str | None = setting(None, help="with --data, the text's name in a table; none: the run's")
+    second_column: str | None = setting(None, help="with --data, the second text's name; none: the run's")
+    label_column: str | None = setting(None, help="with --data, the label's name; none: the run's")
+    limit: int | None = setting(None, least=1, help="with --data: take so many examples only")
     predictions: str | None = setting(
-        None, help="with --data: file to write answers to, in the official format {id: text}"
+        None, help="with --data: file to write predictions to, as JSON {id: prediction}; of squad the official format"
     )
 
     def __post_init__(self):
         self.check_server()
         passages = [name for name in ("context", "context_file") if getattr(self, name) is not None]
+        asked = [name for name in ("question", "text", "second", *passages) if getattr(self, name) is not None]
         if self.data is not None:
-            if self.question is not None or passages:
-                raise UsageError("--data brings its own questions; leave --question and --context out")
+            if asked:
+                raise UsageError(f"--data brings its own examples; leave --{asked[0].replace('_', '-')} out")
             if self.port is not None:
                 raise UsageError("--data and --port are two ways to ask; choose one")
             return
         if self.port is not None:
-            if self.question is not None or passages:
-                raise UsageError("with --port questions come over HTTP; leave --question and --context out")
+            if asked:
+                raise UsageError(f"with --port questions come over HTTP; leave --{asked[0].replace('_', '-')} out")
             return
-        if self.question is None or len(passages) != 1:
+        if self.text is None and (self.question is None or len(passages) != 1):
             raise UsageError(
-                "give --question with --context or --context-file, --data with a file of questions, or --port to "
-                "answer whoever asks"
+                "give --question with --context or --context-file, or --text, --data with a file of examples, or "
+                "--port to answer whoever asks"
             )
+        if self.text is not None and (self.question is not None or passages):
+            raise UsageError("--text and --question are for different engines; give what this one's task needs")
         if self.limit or self.predictions:
             raise UsageError("--limit and --predictions go with --data")

@@ -164,8 +164,8 @@ class Lane:
                 self._hooks.failed(request, raised)
 
     def _hand_out(self, windows: list[Window], logits, report: BatchReport) -> None:
-        edges = np.cumsum([window.length for window in windows])[:-1]
+        parts = self.session.split(logits, np.array([window.length for window in windows]))
         with self._lock:
-            for window, *pair in zip(windows, *(np.split(flat, edges) for flat in logits), strict=True):
-                if not window.owner.over and window.owner.take(window.index, pair, report):
+            for window, part in zip(windows, parts, strict=True):
+                if not window.owner.over and window.owner.take(window.index, list(part), report):
                     self._hooks.whole(window.owner)

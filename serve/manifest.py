@@ -12,10 +12,13 @@ import json
 import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import heads
 from configs.errors import UserError
+from heads import Head, Output
 from serve.json_fields import Fields
 
 NAME = "engine.json"
@@ -77,6 +80,17 @@ class Manifest:
     tensorrt: str = ""  # its version
     architectures: tuple[int, ...] = ()  # compute capabilities, 90 for 9.0, with plan and kernels
     plugins: dict[str, str] = field(default_factory=dict)  # plugin in the plan -> SHA-256 of its sources
+    head: dict[str, Any] = field(default_factory=dict)  # settings of the task's head (`heads/`)
+
+    @cached_property
+    def entry(self) -> Head:
+        """The task's entry in `heads/`, with the engine's labels and settings."""
+        return heads.of_run(self)
+
+    @cached_property
+    def outputs(self) -> tuple[Output, ...]:
+        """What a session returns, in order."""
+        return self.entry.outputs(self.sizes["hidden"])
 
     @property
     def longest(self) -> int:
@@ -124,9 +138,13 @@ def parse(raw: Any, folder: Path) -> Manifest:
     files = _files(top.object("files", MOST_FILES))
     has_plan = PLAN in files
     plugins = top.object("plugins", 100) if has_plan else Fields({}, "")
-    return Manifest(
+    settings = top.object("head", 100) if "head" in top.raw else Fields({}, "")
+    for name, value in settings.raw.items():
+        if not isinstance(value, str | int | float | None):
+            raise settings.wrong(name, "text or a number")
+    manifest = Manifest(
         folder=folder,
-        task=top.choice("task", ("squad",)),
+        task=top.choice("task", heads.tasks()),
         labels=top.texts("labels"),
         layout=layout,
         precision=top.choice("precision", PRECISIONS),
@@ -143,7 +161,12 @@ def parse(raw: Any, folder: Path) -> Manifest:
         tensorrt=top.text("tensorrt", 100) if has_plan else "",
         architectures=top.wholes("architectures") if has_plan else (),
         plugins={name: plugins.sha256(name) for name in plugins.raw},
+        head=dict(settings.raw),
     )
+    if len(set(manifest.labels)) < len(manifest.labels):
+        raise top.wrong("labels", "names that differ")
+    _ = manifest.outputs  # a head whose labels or settings do not fit says so now
+    return manifest
 
 
 def check_files(manifest: Manifest) -> None:

@@ -14,7 +14,7 @@ from configs.errors import UserError
 from serve import gpu
 from serve.manifest import MODEL, Manifest
 from serve.packed import ROWS, Packed, check, cut
-from serve.session import Session, Ticket
+from serve.session import Logits, Session, Ticket
 
 # Tokens a call; a longer sequence is a call alone. Measured with MiniLM of 6 layers on 2 cores, tokens a second for
 # windows of SQuAD, packed: 128 6,800, 256 7,000, 512 6,000, 1,024 4,600. Padded it hardly matters from 256 to 1,024.
@@ -95,7 +95,7 @@ class OnnxSession(Session):
         if self._pool:
             self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _compute(self, batch: Packed) -> tuple[np.ndarray, np.ndarray]:
+    def _compute(self, batch: Packed) -> Logits:
         padded = self.manifest.layout == "padded"
         groups = cut(batch.lengths, self._budget, self.manifest.profile.batch.most, padded=padded)
         if padded:
@@ -104,12 +104,13 @@ class OnnxSession(Session):
             return self._call({name: getattr(batch, name) for name in (*ROWS, "cu_seqlens")})
         parts = [batch.take(int(group[0]), int(group[-1]) + 1) for group in groups]
         results = [self._call({name: getattr(part, name) for name in (*ROWS, "cu_seqlens")}) for part in parts]
-        start, end = (np.concatenate(arrays) for arrays in zip(*results, strict=True))
-        return start, end
+        return tuple(np.concatenate(arrays) for arrays in zip(*results, strict=True))
 
-    def _padded(self, batch: Packed, groups: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    def _padded(self, batch: Packed, groups: list[np.ndarray]) -> Logits:
         """Groups of like length, each padded to its longest; results back in the order of the batch."""
-        start, end = np.empty((2, batch.tokens), np.float32)
+        outputs = self.manifest.outputs
+        rows = {"token": batch.tokens, "sequence": len(batch)}
+        found = tuple(np.empty((rows[o.per], *([] if o.width is None else [o.width])), np.float32) for o in outputs)
         for group in groups:
             lengths = batch.lengths[group]
             mask = np.arange(lengths.max())[None, :] < lengths[:, None]  # [B, S]
@@ -118,13 +119,15 @@ class OnnxSession(Session):
             for name in ("token_ids", "segment_ids"):
                 inputs[name] = np.zeros(mask.shape, np.int32)
                 inputs[name][mask] = getattr(batch, name)[place]
-            for whole, part in zip((start, end), self._call(inputs), strict=True):
-                whole[place] = part[mask]
-        return start, end
+            for output, whole, part in zip(outputs, found, self._call(inputs), strict=True):
+                if output.per == "token":
+                    whole[place] = part[mask]
+                else:
+                    whole[group] = part
+        return found
 
-    def _call(self, inputs: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        start, end = self._session.run(["start_logits", "end_logits"], inputs)
-        return np.asarray(start), np.asarray(end)
+    def _call(self, inputs: dict[str, np.ndarray]) -> Logits:
+        return tuple(np.asarray(array) for array in self._session.run([o.name for o in self.manifest.outputs], inputs))
 
     def _expect_signature(self) -> None:
         """The model's inputs and outputs must be those of the layout that engine.json states."""
@@ -132,9 +135,8 @@ class OnnxSession(Session):
         needed = {*ROWS, "cu_seqlens"} if packed else {"token_ids", "segment_ids", "padding_mask"}
         inputs = {item.name: item.type for item in self._session.get_inputs()}
         outputs = {item.name: item.type for item in self._session.get_outputs()}
-        if inputs != dict.fromkeys(needed, "tensor(int32)") or outputs != dict.fromkeys(
-            ("start_logits", "end_logits"), "tensor(float)"
-        ):
+        named = [output.name for output in self.manifest.outputs]
+        if inputs != dict.fromkeys(needed, "tensor(int32)") or outputs != dict.fromkeys(named, "tensor(float)"):
             raise UserError(
                 f"{self.manifest.folder / MODEL} takes {sorted(inputs)} and gives {sorted(outputs)}, which is not the "
                 f"{self.manifest.layout} layout that engine.json states; export the engine again"

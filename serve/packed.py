@@ -13,6 +13,7 @@ import numpy as np
 
 from configs.errors import UserError
 from data.features import Features
+from data.sequences import Sequences
 from serve.manifest import Manifest
 
 ROWS = ("token_ids", "segment_ids", "position_ids")
@@ -39,7 +40,7 @@ class Packed:
         return cls(*(np.asarray(array, np.int32) for array in (*flat, positions, starts)))
 
     @classmethod
-    def windows(cls, features: Features, rows: np.ndarray) -> "Packed":
+    def windows(cls, features: Features | Sequences, rows: np.ndarray) -> "Packed":
         """The windows `rows` [B] of some features, in that order."""
         lengths = features.length[rows]
         batch = features.assemble(rows, int(lengths.max(initial=0)))  # [B, S] as for training; then without padding

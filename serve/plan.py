@@ -56,6 +56,11 @@ class Plan:
         for name, (word, _) in bucket.outputs.items():
             self._must(self._context.set_tensor_address(name, outputs + 4 * word), f"an address for {name}")
 
+    def place(self, addresses: dict[str, int]) -> None:
+        """Outputs of the next `execute` go to these addresses of the GPU instead: name -> address."""
+        for name, address in addresses.items():
+            self._must(self._context.set_tensor_address(name, address), f"an address for {name}")
+
     def execute(self, stream: Any) -> None:
         """Put the work on a stream."""
         self._must(self._context.execute_async_v3(int(stream)), "to run")
@@ -93,7 +98,7 @@ class Plan:
         names = {engine.get_tensor_name(index) for index in range(engine.num_io_tensors)}
         packed = manifest.layout == "packed"
         inputs = {*ROWS, "cu_seqlens"} if packed else {"token_ids", "segment_ids", "padding_mask"}
-        types = dict.fromkeys(inputs, trt.int32) | dict.fromkeys(("start_logits", "end_logits"), trt.float32)
+        types = dict.fromkeys(inputs, trt.int32) | {output.name: trt.float32 for output in manifest.outputs}
         if names != set(types) or any(engine.get_tensor_dtype(name) != dtype for name, dtype in types.items()):
             raise UserError(
                 f"{manifest.folder / PLAN} has {sorted(names)}, which is not the {manifest.layout} layout that "

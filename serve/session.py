@@ -2,7 +2,7 @@
 
     session = Session.open("engines/student")
     print(session.why)                          # ONNX Runtime 1.32 on the CPU, 2 threads, float32 (no GPU: ...)
-    start_logits, end_logits = session.run(batch)
+    start_logits, end_logits = session.run(batch)   # what the engine's head gives (`manifest.outputs`)
 
     first = session.submit(batch)               # the same in two steps: while one batch is computed, the next one is
     second = session.submit(another)            # copied in and the previous one's logits out
@@ -24,7 +24,7 @@ from serve.manifest import Manifest
 from serve.packed import Packed, check
 
 RUNTIMES = ("auto", "tensorrt", "onnxruntime")
-Logits = tuple[np.ndarray, np.ndarray]  # start and end, float32 [T]
+Logits = tuple[np.ndarray, ...]  # the head's outputs, float32 [T, ...] (per token) or [B, ...] (per sequence) each
 
 
 class Ticket:
@@ -89,7 +89,7 @@ class Session(ABC):
         return OnnxSession(manifest, reason=reason, providers=providers, threads=threads, calls=calls)
 
     def run(self, batch: Packed) -> Logits:
-        """Logits of every token: (start, end) float32 [T]. Raises: UserError where the batch does not fit."""
+        """The head's outputs for every token or sequence. Raises: UserError where the batch does not fit."""
         return self.result(self.submit(batch))
 
     def submit(self, batch: Packed) -> Ticket:
@@ -106,6 +106,15 @@ class Session(ABC):
             return ticket.pending.result()
         assert ticket.values is not None
         return ticket.values
+
+    def split(self, outputs: Logits, lengths: np.ndarray) -> list[tuple[np.ndarray, ...]]:
+        """A batch's outputs, sequence by sequence: lengths [B] are the tokens of each."""
+        edges = np.cumsum(lengths)[:-1]
+        parts = [
+            np.split(values, edges) if output.per == "token" else list(values)
+            for output, values in zip(self.manifest.outputs, outputs, strict=True)
+        ]
+        return list(zip(*parts, strict=True))
 
     @abstractmethod
     def _compute(self, batch: Packed) -> Logits:

@@ -50,6 +50,7 @@ class TensorrtSession(Session):
     """See `Session`. `submit` and `result` may be called from different threads."""
 
     runtime = "tensorrt"
+    memory = 2  # where the plan reads and writes, in DLPack's numbers: CUDA
 
     @classmethod
     def opened(cls, manifest: Manifest, fitted: Fitted, most_graphs: int = MOST_GRAPHS) -> "TensorrtSession":
@@ -113,6 +114,30 @@ class TensorrtSession(Session):
                     self._collect(slot)
         assert ticket.values is not None
         return ticket.values
+
+    def output_shapes(self, batch: Packed) -> dict[str, tuple[int, ...]]:
+        """The arrays that `run_into` writes for a batch, which is rounded up: packed [T or more, ...]."""
+        return {name: shape for name, (_, shape) in self._buckets.of(batch).outputs.items()}
+
+    def run_into(self, batch: Packed, addresses: dict[str, int]) -> None:
+        """Compute a batch, and write outputs to float32 memory of the GPU instead of the host: name -> address.
+
+        The memory must hold `output_shapes` and not be in use by another stream. Raises: UserError as `submit`.
+        """
+        check(batch, self.manifest)
+        with self._lock:
+            if not self._slots:
+                raise RuntimeError("this session is closed; open another one")
+            slot, bucket, cuda, stream = self._slots[0], self._buckets.of(batch), self._cuda, self._compute_stream
+            if slot.ticket:
+                cuda.synchronise(slot.fetched)
+                self._collect(slot)
+            bucket.write(batch, slot.words)
+            cuda.copy_in(slot.gpu_in, slot.host_in, 4 * bucket.input_words, stream)
+            self._plan.prepare(bucket, slot.gpu_in, slot.gpu_out)
+            self._plan.place(addresses)
+            self._plan.execute(stream)
+            cuda.finish(stream)
 
     def profile(self, batch: Packed, runs: int = 10) -> list[Row]:
         """How long each plugin takes for a batch, in plain runs without CUDA graphs. Nothing else may be under way."""

@@ -11,8 +11,11 @@ from safetensors.numpy import save_file
 from configs import options
 from distill import __main__ as command
 from distill.config import DistillConfig
+from heads import default
 from model import run_folder, weights
 from train.hardware import Hardware
+
+SPAN = default()
 
 QUESTIONS = 20
 # Two steps an epoch, the second not full: six of the task stage, four of the prediction stage.
@@ -26,7 +29,7 @@ TASK, STEPS = 6, 10
 
 def make_teacher(folder: Path, *, head: bool = True) -> Path:
     """A run folder with random weights, as train.py would have left it."""
-    source = weights.load(str(tiny.weights(folder / "source", layers=2)))
+    source = weights.load(str(tiny.weights(folder / "source", layers=2)), SPAN)
     random = np.random.default_rng(5)
     span = {"span.kernel": random.normal(size=(tiny.WIDTH, 2)), "span.bias": np.zeros(2)} if head else {}
     tensors = source.tensors | {name: array.astype(np.float32) for name, array in span.items()}

@@ -12,10 +12,13 @@ import numpy as np
 import onnxruntime as ort
 from safetensors.numpy import save_file
 
+from heads import default
 from model import run_folder
 from model.config import BertConfig
 from model.weights import expected_shapes
 from serve.packed import ROWS, Packed
+
+SPAN = default()
 
 # Heads of 26 as in tinybert-4l-312, which the graph pads to 32.
 SIZES = BertConfig(vocabulary=400, hidden=52, layers=2, heads=2, ffn=40, positions=64)
@@ -27,7 +30,7 @@ def tensors(config: BertConfig, seed: int = 0) -> dict[str, np.ndarray]:
     """Random weights of a trained model's order of magnitude."""
     random = np.random.default_rng(seed)
     found = {}
-    for name, shape in expected_shapes(config, head=True).items():
+    for name, shape in expected_shapes(config, SPAN).items():
         values = random.normal(0, 0.2, shape)
         found[name] = (values + name.endswith(".scale")).astype(np.float32)
     return found
@@ -88,7 +91,7 @@ def compute(model: Any, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
     return [np.asarray(output) for output in session.run(None, inputs)]
 
 
-def export(*argv: str) -> dict:
+def export(*argv: object) -> dict:
     """The command in this process; returns its result."""
     from configs import options
     from export import __main__ as command

@@ -9,7 +9,8 @@ from configs.errors import UserError
 from data import squad
 from data.builtin import load
 from data.squad import Answer, Dataset, Example
-from distill.augment import augment, augment_pairs
+from distill.augment import augment
+from distill.augment_rows import augment_pairs
 from distill.replace import Job, in_case_of, vary, words
 
 STAND_INS = ("fig", "watermelon", "quince")  # of three lengths, so that texts shrink and grow

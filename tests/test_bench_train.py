@@ -10,8 +10,9 @@ import tiny
 
 from configs.errors import UsageError
 from configs.options import parse
+from heads import default
 from model.config import BertConfig
-from model.heads import SpanModel
+from model.heads import HeadModel
 from scripts import bench_train, bench_train_torch, profile_step
 from scripts.bench_train import BenchConfig, main, read, table, write
 
@@ -95,7 +96,7 @@ def test_torchs_step_has_our_logits_and_learns(tmp_path):
     sizes = BertConfig(vocabulary=50, hidden=16, layers=2, heads=2, ffn=32, positions=16, dropout=0.0)
     job = {"precision": "float32", "compile": False, "lr": 1e-2, "warmup": 1, "total": 50}
     trainer = bench_train_torch.Trainer(torch, sizes, job)
-    ours = SpanModel(sizes)
+    ours = HeadModel(default(), sizes)
     random = np.random.default_rng(0)
     for variable in ours.names().values():
         variable.assign(random.normal(0, 0.3, variable.shape))

@@ -10,12 +10,16 @@ import tensorflow as tf
 
 from configs.errors import UserError
 from data.tokenize import Tokenizer
+from heads import default
+from heads.span import span_loss
 from model import weights
 from model.bert import LayerNorm
 from model.config import BertConfig
-from model.heads import SpanModel, span_loss
+from model.heads import HeadModel
 from scripts import make_golden
 from scripts.fetch_weights import minilm_folder
+
+SPAN = default()
 
 MOST = 2e-5  # max abs difference of a logit or a hidden value in float32
 SMALL = BertConfig(vocabulary=60, hidden=48, layers=3, heads=4, ffn=80, positions=32)
@@ -38,7 +42,7 @@ def spelt(tensors, spelling):
 
 
 def build(published, **arguments):
-    model = SpanModel(published.config, **arguments)
+    model = HeadModel(SPAN, published.config, **arguments)
     for name, variable in model.names().items():
         variable.assign(published.tensors[name])
     return model
@@ -48,8 +52,8 @@ def drawn(config=SMALL, **arguments):
     """A model with the golden cases' weights, without a way through files."""
     theirs = make_golden.random_tensors()
     named = weights._rename(
-        weights.published_names.hugging_face(config, set(theirs)), theirs.__getitem__, "drawn",
-        turned={name for name in weights.expected_shapes(config, head=True) if name.endswith("kernel")},
+        weights.published_names.hugging_face(config, set(theirs), SPAN), theirs.__getitem__, "drawn",
+        turned={name for name in weights.expected_shapes(config, SPAN) if name.endswith("kernel")},
     )  # fmt: skip
     return build(weights.Published(config, named, [], Path(), {}, "drawn"), **arguments)
 
@@ -87,7 +91,7 @@ def too_large(found, wanted, padding_mask):
 def test_a_drawn_encoder_equals_transformers(case, spelling, tmp_path):
     tensors = spelt(make_golden.random_tensors(), spelling)
     folder = make_golden.write_folder(tmp_path, make_golden.SIZES | make_golden.CASES[case], tensors)
-    model, arrays = build(weights.load(str(folder))), batch()
+    model, arrays = build(weights.load(str(folder), SPAN)), batch()
     wanted = golden("bert_random.json")["cases"][case]
     assert not too_large(everything(model, arrays), wanted, arrays[2])
     start, end = model(*arrays)  # nobody asks for scores: attention takes its other way
@@ -227,12 +231,12 @@ def test_every_place_of_dropout_draws_from_a_seed_of_its_own(monkeypatch):
 
 
 def test_names_cover_every_variable_once_in_the_expected_shapes():
-    model = SpanModel(SMALL)
+    model = HeadModel(SPAN, SMALL)
     names = model.names()
     assert sorted(map(id, names.values())) == sorted(map(id, model.variables))
     shapes = {name: tuple(variable.shape) for name, variable in names.items()}
-    assert shapes == weights.expected_shapes(SMALL, head=True)
-    assert list(SpanModel(SMALL).names()) == list(names)
+    assert shapes == weights.expected_shapes(SMALL, SPAN)
+    assert list(HeadModel(SPAN, SMALL).names()) == list(names)
 
 
 def test_every_weight_gets_a_gradient():

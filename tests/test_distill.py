@@ -17,10 +17,13 @@ from configs import options
 from configs.errors import UsageError
 from distill import prepare, stages
 from distill.config import INTERMEDIATE, DistillConfig
+from heads import default
 from model import run_folder, weights
 from model.bert import Bert, Layer
 from train import evaluate
 from train.hardware import Hardware
+
+SPAN = default()
 
 
 class KilledError(BaseException):
@@ -71,7 +74,7 @@ def test_the_run_folder_is_that_of_a_fine_tuned_model(home):
     assert (info.bert.hidden, info.bert.layers) == (16, 1)
     assert info.made["layer_map"] == [2]
     best = load_file(run / "best" / "model.safetensors")
-    assert set(best) == set(weights.expected_shapes(info.bert, head=True))  # no projection
+    assert set(best) == set(weights.expected_shapes(info.bert, SPAN))  # no projection
     alone = evaluate.main(evaluate.EvaluateConfig(run=str(run), dev=str(home / "dev.json")))["metrics"]
     assert alone == {name: metrics["best"][name] for name in ("exact", "f1", "total")}
     assert (metrics["updates_task"], metrics["updates_prediction"], metrics["updates"]) == (TASK, STEPS - TASK, STEPS)
@@ -235,9 +238,9 @@ def test_what_is_scored_on_dev_are_the_best_weights_not_the_last(tmp_path):
     run_folder.write(tmp_path, run_folder.RunInfo({}, {}, 64, 32, 24, 20, no_answer_threshold=-3.0))
     variable, seen = tf.Variable(tf.zeros(2)), []
     final = mock.Mock(predictions=lambda: seen.append(variable.numpy().tolist()))
-    prepared = mock.Mock(final=final, model=mock.Mock(names=lambda: {"a": variable}))
-    with mock.patch.object(stages, "score", return_value={"f1": 1.0}) as score:
-        assert stages.score_best(prepared, tmp_path) == {"dev_f1": 1.0}
+    score = mock.Mock(return_value={"f1": 1.0})
+    prepared = mock.Mock(final=final, model=mock.Mock(names=lambda: {"a": variable}, head=mock.Mock(metrics=score)))
+    assert stages.score_best(prepared, tmp_path) == {"dev_f1": 1.0}
     assert seen == [[1.0, 1.0]]
     assert score.call_args[0][2] == -3.0  # the threshold was picked elsewhere, too
 

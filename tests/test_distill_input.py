@@ -13,6 +13,7 @@ from data import squad
 from data.features import FeatureOptions, featurise
 from data.tokenize import Tokenizer
 from distill import teacher
+from heads import default
 from model import run_folder
 
 
@@ -37,7 +38,7 @@ def asked(home):
              for places in (features.start_position, features.end_position)]  # fmt: skip
 
     def evaluator(start, end):
-        return mock.Mock(dataset=dataset, features=features, max_answer_tokens=30, logits=lambda: (start, end))
+        return mock.Mock(head=default(), dataset=dataset, features=features, logits=lambda: (start, end))
 
     return evaluator, right, tokenizer
 

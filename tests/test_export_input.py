@@ -32,7 +32,7 @@ def test_a_run_is_read_with_its_weights_tokeniser_and_hash(run):
 
 
 @pytest.mark.parametrize(("stated", "message"), [
-    ({"task": "sst2"}, "was trained for the task 'sst2', whose head the graph does not know; it knows squad"),
+    ({"task": "sst2"}, "was trained for the task 'sst2', whose head the graph does not know; it knows glue/cola"),
     ({"window": 65}, "has windows of 65 tokens, the weights have 64 position vectors"),
     ({"stride": "32"}, "stride is '32'; needed is a whole number above 0"),
     ({"max_answer_tokens": 0}, "max_answer_tokens is 0; needed"),

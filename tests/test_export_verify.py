@@ -12,7 +12,7 @@ import tiny
 
 from configs.errors import UserError
 from export import checkpoint, files, first_difference, graph, plan_runner, runners, verify
-from export.comparison import Comparison, Questions, Tolerance, bootstrap, compare, worst
+from export.comparison import Comparison, Figure, Questions, Tolerance, bootstrap, compare, worst
 from export.first_difference import find
 from serve import gpu
 from serve import manifest as manifests
@@ -71,7 +71,8 @@ def test_keras_gives_every_window_its_logits(questions, reference):
 def test_equal_logits_differ_in_nothing(questions, reference):
     same = compare(questions, reference, reference)
     assert (same.largest_logit_difference, same.mean_logit_difference, same.answers_changed) == (0, 0, 0)
-    assert (same.f1 - same.f1_checkpoint, same.f1_interval, same.exact_interval) == (0, (0, 0), (0, 0))
+    f1, exact = same.figures["f1"], same.figures["exact"]
+    assert (f1.engine - f1.checkpoint, f1.interval, exact.interval) == (0, (0, 0), (0, 0))
     assert same.complaints(Tolerance(1e-9, 0, 0)) == []
 
 
@@ -104,7 +105,7 @@ def test_with_version_2_the_runs_threshold_decides_what_has_no_answer(tmp_path):
     assert "" not in asked.answers((always, always)).values()
     without = np.array([not example.answers for example in asked.dataset.examples])
     assert 0 < without.sum() < 30
-    np.testing.assert_array_equal(asked.scores(asked.answers((never, zeros)))[:, 0], 100 * without)
+    np.testing.assert_array_equal(asked.scores(asked.predictions((never, zeros)))[:, 0], 100 * without)
 
 
 def test_without_tensorflow_the_gate_says_how_to_go_on(questions, monkeypatch):
@@ -117,16 +118,19 @@ def test_without_tensorflow_the_gate_says_how_to_go_on(questions, monkeypatch):
     ({"largest_logit_difference": 0.2}, "a logit differs by 0.2 (tolerance 0.1)"),
     ({"largest_logit_difference": float("nan")}, "a logit differs by nan (tolerance 0.1)"),
     ({"answers_changed": 2.0}, "2.00 % of the answers change (tolerance 1 %)"),
-    ({"f1": 77.0, "f1_interval": (-5.0, -1.0)}, "F1 falls from 80.00 to 77.00, by more than chance (95 % interval of "
+    ({"f1": Figure(77.0, 80, (-5.0, -1.0))}, "F1 falls from 80.00 to 77.00, by more than chance (95 % interval of "
      "the difference -5.00 to -1.00, tolerance 0.5)"),
-    ({"f1": 77.0, "f1_interval": (-7.0, 0.0)}, None),  # may be chance
-    ({"f1": 79.6, "f1_interval": (-0.5, -0.3)}, None),  # certain, and within the tolerance
-    ({"f1": 90.0, "f1_interval": (9.0, 11.0)}, None),
+    ({"f1": Figure(77.0, 80, (-7.0, 0.0))}, None),  # may be chance
+    ({"f1": Figure(79.6, 80, (-0.5, -0.3))}, None),  # certain, and within the tolerance
+    ({"f1": Figure(90.0, 80, (9.0, 11.0))}, None),
     ({}, None),
 ])  # fmt: skip
 def test_a_comparison_complains_of_what_is_beyond_the_tolerance_alone(changes, complaint):
-    fine = Comparison(0.1, 0.01, 1.0, 70, 70, (0, 0), 80, 80, (0, 0))
-    assert replace(fine, **changes).complaints(Tolerance(0.1, 1.0, 0.5)) == ([complaint] if complaint else [])
+    fine = Comparison(0.1, 0.01, 1.0, {"exact": Figure(70, 70, (0, 0)), "f1": Figure(80, 80, (0, 0))}, "f1")
+    figures = fine.figures | {name: value for name, value in changes.items() if name in fine.figures}
+    rest = {name: value for name, value in changes.items() if name not in fine.figures}
+    found = replace(fine, figures=figures, **rest).complaints(Tolerance(0.1, 1.0, 0.5))
+    assert found == ([complaint] if complaint else [])
 
 
 def test_the_bootstrap_interval_is_that_of_the_mean_and_the_same_each_time():

@@ -14,8 +14,11 @@ import plugins
 from configs.errors import UserError
 from export import files, graph
 from export.runners import padded
+from heads import default
 from model.config import BertConfig
-from model.heads import SpanModel
+from model.heads import HeadModel
+
+SPAN = default()
 
 FORMS = ("erf", "tanh")
 PRECISIONS = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
@@ -29,7 +32,7 @@ def sizes(gelu: str) -> BertConfig:
 @functools.cache
 def keras(gelu: str) -> tuple[np.ndarray, ...]:
     """Keras on the kit's batch: start logits, end logits, encoder's output; [T], [T], [T, H] real tokens."""
-    model = SpanModel(sizes(gelu))
+    model = HeadModel(SPAN, sizes(gelu))
     weights = kit.tensors(SIZES)
     for name, variable in model.names().items():
         variable.assign(weights[name])
@@ -75,10 +78,10 @@ def test_float16_logits_are_near(layout):
 
 
 def test_the_encoder_alone_gives_its_last_hidden_state():
-    model = build(head=False)
+    model = build(head=None)
     assert [output.name for output in model.graph.output] == ["encoded"]
     np.testing.assert_allclose(outputs(model)[0], keras("erf")[2], atol=1e-4, rtol=0)
-    half = build(precision="float16", head=False).graph.output[0].type.tensor_type
+    half = build(precision="float16", head=None).graph.output[0].type.tensor_type
     assert half.elem_type == TensorProto.FLOAT16
     assert [axis.dim_value or axis.dim_param for axis in half.shape.dim] == ["T", SIZES.hidden]
 

@@ -7,21 +7,25 @@ import tensorflow as tf
 from distill import losses
 from distill.objective import Objective, Recipe, teacher_outputs
 from distill.projection import Projections
+from heads import default
+from heads.span import span_loss
 from model.config import BertConfig
-from model.heads import SpanModel, span_loss
+from model.heads import HeadModel
+
+SPAN = default()
 
 B, S = 3, 8
 SIZES = {"vocabulary": 30, "heads": 2, "ffn": 16, "positions": S, "attention_dropout": 0.0}
 MAPPED = (1, 4)  # not the uniform one, and not the student's own numbers
 WEIGHTS = {"embedding": 0.5, "hidden": 2.0, "attention": 3.0, "relation": 5.0, "prediction": 7.0, "hard": 11.0}
-RECIPE = Recipe(WEIGHTS, MAPPED, (1, 2), 2, temperature=2.0)
+RECIPE = Recipe(WEIGHTS, MAPPED, (1, 2), 2, temperature=2.0, answers=("start", "end"))
 
 
 @pytest.fixture(scope="module")
 def models():
     tf.keras.utils.set_random_seed(3)
-    student = SpanModel(BertConfig(hidden=8, layers=2, dropout=0.5, **SIZES))
-    teacher = SpanModel(BertConfig(hidden=12, layers=4, dropout=0.0, **SIZES))
+    student = HeadModel(SPAN, BertConfig(hidden=8, layers=2, dropout=0.5, **SIZES))
+    teacher = HeadModel(SPAN, BertConfig(hidden=12, layers=4, dropout=0.0, **SIZES))
     random = np.random.default_rng(1)
     for model in (student, teacher):  # initial values of 0.02 would make all layers alike
         for name, variable in model.names().items():

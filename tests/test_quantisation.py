@@ -12,7 +12,7 @@ import tiny
 
 from configs.errors import UsageError, UserError
 from export import calibration, checkpoint, engine, files, first_difference, graph, precision, ranges, runners
-from export.comparison import Comparison, Tolerance
+from export.comparison import Comparison, Figure, Tolerance
 from export.config import ExportConfig
 from export.quantisation import FORMATS, Quantisation, names, quantise_weight
 from export.ranges import METHODS, Range
@@ -194,7 +194,7 @@ def test_a_marked_8_bit_output_is_what_it_stands_for(home, tmp_path):
 
 
 def test_the_lower_end_of_the_interval_can_be_asked_for():
-    found = Comparison(0.1, 0.01, 0, 50, 50, (0, 0), 79.9, 80.0, (-0.4, 0.2))
+    found = Comparison(0.1, 0.01, 0, {"exact": Figure(50, 50, (0, 0)), "f1": Figure(79.9, 80.0, (-0.4, 0.2))}, "f1")
     assert found.complaints(Tolerance(1, 2, 0.1)) == []
     (said,) = found.complaints(Tolerance(1, 2, 0.1, 0.3))
     assert said.startswith("F1 may fall by 0.40 (lower end of the 95 % interval of the difference; tolerance 0.3)")

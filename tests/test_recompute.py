@@ -8,9 +8,10 @@ import pytest
 import tensorflow as tf
 import tiny
 
+from heads import default
 from model.attention import attend
 from model.config import BertConfig
-from model.heads import SpanModel
+from model.heads import HeadModel
 from model.recompute import anew, recomputed
 from model.weights import Published
 from train.prepare import initialise
@@ -21,13 +22,13 @@ ARGUMENTS = (IDS, tf.cast(IDS % 2, tf.int32), tf.sequence_mask([24, 20, 9, 3], 2
 SEED = tf.constant([3, 1 << 20], tf.int64)
 
 
-def model(sizes: BertConfig, **settings) -> SpanModel:
-    made = SpanModel(sizes, **settings)
+def model(sizes: BertConfig, **settings) -> HeadModel:
+    made = HeadModel(default(), sizes, **settings)
     initialise(made, Published(sizes, {}, [], None, {}, "random"), 1)  # type: ignore[arg-type]
     return made
 
 
-def gradients(made: SpanModel, jit: bool | None):
+def gradients(made: HeadModel, jit: bool | None):
     """A function () -> {name: gradient}, and the compiled function itself."""
     names = made.names()
 

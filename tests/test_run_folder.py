@@ -8,13 +8,16 @@ import pytest
 from safetensors.numpy import save_file
 
 from configs.errors import UserError
+from heads import default
 from model import run_folder, weights
 from scripts.make_golden import CASES, SIZES, random_tensors, write_folder
+
+SPAN = default()
 
 
 def run_of(tmp_path):
     """A run folder as train writes it, and what was published."""
-    published = weights.load(str(write_folder(tmp_path / "published", SIZES | CASES["erf"], random_tensors())))
+    published = weights.load(str(write_folder(tmp_path / "published", SIZES | CASES["erf"], random_tensors())), SPAN)
     folder = tmp_path / "run"
     (folder / "best").mkdir(parents=True)
     save_file(published.tensors, folder / "best" / "model.safetensors")
@@ -32,7 +35,7 @@ def edit(folder, **changes):
 
 def test_a_run_folder_gives_back_what_was_written(tmp_path):
     folder, published, info = run_of(tmp_path)
-    read = weights.load(str(folder))
+    read = weights.load(str(folder), SPAN)
     assert read.tensors.keys() == published.tensors.keys()
     for name, tensor in published.tensors.items():
         np.testing.assert_array_equal(read.tensors[name], tensor)
@@ -51,7 +54,7 @@ def test_a_run_folder_whose_sizes_do_not_fit_is_refused(tmp_path, changes, messa
     folder, *_ = run_of(tmp_path)
     edit(folder, **changes)
     with pytest.raises(UserError, match=re.escape(message)):
-        weights.load(str(folder))
+        weights.load(str(folder), SPAN)
 
 
 @pytest.mark.parametrize(("change", "message"), [
@@ -64,7 +67,7 @@ def test_weights_of_a_run_that_do_not_fit_are_named(tmp_path, change, message):
     tensors = {name: value for name, value in (published.tensors | change).items() if value is not None}
     save_file(tensors, folder / "best" / "model.safetensors")
     with pytest.raises(UserError, match=re.escape(message)):
-        weights.load(str(folder))
+        weights.load(str(folder), SPAN)
 
 
 @pytest.mark.parametrize(("changes", "message"), [

