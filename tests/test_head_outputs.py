@@ -74,3 +74,31 @@ def test_marked_outputs_of_a_sequence_are_not_taken_for_tokens(tmp_path, layout)
 def test_an_engine_whose_task_does_not_fit_its_head_is_refused_when_it_is_opened(tmp_path, changes, said):
     with pytest.raises(UserError, match=said):
         manifests.read(serve_kit.write(tmp_path / "engine", **changes))
+
+
+@pytest.mark.parametrize("layout", graph.LAYOUTS)
+@pytest.mark.parametrize(("task", "settings"), [
+    ("csv", {}), ("csv/number", {}), ("conll", {}), ("embed", {"pooling": "mean"}), ("embed", {"pooling": "cls"}),
+    ("encode", {}),
+])  # fmt: skip
+def test_tensorrt_builds_a_plan_of_every_head_for_old_and_new_gpus(tmp_path, task, settings, layout):
+    """With all plugins; for compute capability 7.5, too, which has no product in float32."""
+    import export_kit as kit
+
+    import plugins
+    from export import engine
+    from plugins import tensorrt_flavour
+
+    profiles = {"packed": manifests.Profile(manifests.Range(1, 4, 8), manifests.Range(1, 64, 512), None),
+                "padded": manifests.Profile(manifests.Range(1, 4, 8), None, manifests.Range(1, 32, 64))}  # fmt: skip
+    head, names = find(task, ["a", "b", "c"] if task in ("csv", "conll") else [], settings), tuple(plugins.PLUGINS)
+    random, fused = np.random.default_rng(0), graph.fuses(names)
+    own = {name: random.normal(size=shape).astype(np.float32) for name, shape in head.shapes(kit.SIZES).items()}
+    tensors = kit.tensors(kit.SIZES) | own
+    model = graph.build(tensors, kit.SIZES, precision="float16", layout=layout, head=head, fused=fused)
+    files.save(model, tmp_path / "model.onnx")
+    plan = engine.Plan(names, (75, 89), profiles[layout])
+    expected = graph.expected_nodes(kit.SIZES, fused=fused)
+    trt = tensorrt_flavour.load("tensorrt_rtx")
+    layers = engine.build(trt, tmp_path / "model.onnx", tmp_path / "model.plan", plan, expected)
+    assert layers == expected
