@@ -33,7 +33,7 @@ from plugins import tensorrt_flavour
 from plugins.device import Device
 from scripts import bench_engine_torch as peers
 from scripts.bench_engine_plans import ALL, ALL8, Encoder, Shape, Variant, worst_error
-from scripts.bench_engine_timer import Entrant, take_turns
+from scripts.bench_engine_timer import Entrant, alone, take_turns
 
 # An error of a token's vector beyond which a row is wrong; usual: 3e-3, and 0.1 to 0.2 in 8 bits on random weights.
 WRONG = {"float16": 2e-2, "bfloat16": 1e-1, "float8": 5e-1, "int8": 5e-1}
@@ -42,8 +42,8 @@ COUNTS = {("bert-base", Shape(32, 128)): 2.5, ("bert-base", Shape(32, 384)): 8.0
 PARTS = ("goal", "eight", "plugins", "more")
 TIMING = "2 ms of replays a turn, entrants in random order"
 COLUMNS = (
-    "started", "size", "precision", "shape", "variant", "gelu", "p20_ms", "p50_ms", "p80_ms", "samples", "replays",
-    "spread_percent", "worst_error", "verdict", "timing", "gpu", "driver", "tensorrt", "torch", "date",
+    "started", "size", "precision", "shape", "variant", "gelu", "p20_ms", "p50_ms", "p80_ms", "alone_ms", "samples",
+    "replays", "spread_percent", "worst_error", "verdict", "timing", "gpu", "driver", "tensorrt", "torch", "date",
 )  # fmt: skip
 
 
@@ -181,10 +181,11 @@ class Bench:
             taken = []
             for row, _ in entrants:
                 row["verdict"] = f"failed while it was timed: {error}"[:300]
-        for (row, _), (times, replays) in zip(entrants, taken, strict=bool(taken)):
+        for (row, entrant), (times, replays) in zip(entrants, taken, strict=bool(taken)):
             medians = np.median(times, axis=1)
             p20, p50, p80 = np.percentile(times, (20, 50, 80))
             row |= {"p20_ms": f"{p20:.4f}", "p50_ms": f"{p50:.4f}", "p80_ms": f"{p80:.4f}", "samples": times.size}
+            row["alone_ms"] = f"{alone(entrant, p50):.4f}"
             row |= {"replays": replays, "spread_percent": f"{100 * (medians.max() - medians.min()) / p50:.1f}"}
         append(Path(self.config.out), [self._same | row for row in rows])
         self.rows += rows
@@ -243,7 +244,7 @@ def table(rows: list[dict]) -> dict:
         here = [row for row in rows if (row["size"], row["shape"]) == place and "p50_ms" in row]
         plain, compiled = fastest(here, (NONE, BARE)), fastest(here, tuple(peers.MODES)[:2])
         whole = fastest(here, (PADDED,))
-        print(f"\n{' '.join(place):46}   p50 ms   (p20 to p80)         error    none/this  torch/this  saves ms")
+        print(f"\n{' '.join(place):46}   p50 ms   (p20 to p80)        alone  error    none/this  torch/this  saves ms")
         for row in here:
             p50 = float(row["p50_ms"])
             ratios = {"none": plain / p50, "torch": compiled / p50}
@@ -252,8 +253,9 @@ def table(rows: list[dict]) -> dict:
             cells.append(f"{saves:9.3f}" if math.isfinite(saves) else "")
             title = f"  {row['variant']}, {row['gelu']}"
             spread = f"({row['p20_ms']} to {row['p80_ms']})"
+            alone_ms = row.get("alone_ms", "")
             note = "" if row["verdict"] == "right" else f"  {row['verdict']}"
-            print(f"{title:46} {p50:8.4f}   {spread:20} {row['worst_error']} {' '.join(cells)}{note}")
+            print(f"{title:46} {p50:8.4f}   {spread:20} {alone_ms:>8}  {row['worst_error']} {' '.join(cells)}{note}")
             entry = {"ms": p50} | {f"times_{name}": round(ratio, 3) for name, ratio in ratios.items()}
             metrics.setdefault(" ".join(place), {})[f"{row['variant']}, {row['gelu']}"] = entry
         limit = next((ms for (size, shape), ms in COUNTS.items() if (size, str(shape)) == place), math.inf)

@@ -13,6 +13,7 @@ from plugins.launch import check, driver
 
 ROUNDS = 4
 WARM_MS, SAMPLE_MS = 500.0, 2.0  # before all turns together, and the least time between two events
+ALONE_MS = 300.0  # of an entrant's replays with nothing between them, after as many that do not count
 
 
 @dataclass
@@ -66,3 +67,14 @@ def take_turns(entrants: list[Entrant], samples: int) -> list[tuple[np.ndarray, 
             if turn >= 0:
                 found[index].append(taken)
     return [(np.stack(times).reshape(ROUNDS, -1), repeat) for times, repeat in zip(found, replays, strict=True)]
+
+
+def alone(entrant: Entrant, once: float) -> float:
+    """Median milliseconds of a replay while nothing else runs; once: about how many it takes.
+
+    In turns an entrant that needs little power runs at the clock that the others leave it; here at its own.
+    """
+    samples = max(10, math.ceil(ALONE_MS / SAMPLE_MS))
+    replays = max(1, math.ceil(SAMPLE_MS / once))
+    taken = [milliseconds(entrant.stream, entrant.replay, samples, replays) for _ in range(2)]
+    return float(np.median(taken[-1]))

@@ -132,6 +132,15 @@ def test_times_are_those_of_a_replay_whoever_else_takes_turns(monkeypatch):
         np.testing.assert_allclose(times, cost)
 
 
+def test_alone_is_the_time_of_a_replay_with_nothing_before_it_but_its_own(monkeypatch):
+    gpu = Gpu()
+    monkeypatch.setattr(bench_engine_timer, "driver", lambda: gpu)
+    taken = iter([*[3.0] * 151, *[2.0] * 151])  # one that speeds up: what counts is the second half
+    entrant = Entrant(lambda: gpu.spend(next(taken)), 7, np.zeros(0))
+    assert bench_engine_timer.alone(entrant, once=2.0) == 2.0
+    assert next(taken, None) is None
+
+
 def test_an_output_is_that_of_a_replay_over_poisoned_memory(monkeypatch):
     gpu = Gpu()
     context = FakeContext(gpu, "")
