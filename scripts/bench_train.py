@@ -15,14 +15,18 @@
 The step: dropout 0.1 (of attention probabilities: --attention-dropout), loss scale under float16, clipping, AdamW, loss
 and gradient norm. PyTorch's is in scripts/bench_train_torch.py, compiled. Times are medians over repetitions of several
 steps each. Rows are added to the CSV, in place of what the same device measured before; compare rows of one run.
+Each row is in the file as soon as it is measured. What fails is named, the rest goes on, and the exit code tells.
 """
 
 import csv
 import datetime
 import itertools
+import os
 import statistics
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import train.environment  # noqa: F401  isort: skip - before TensorFlow
@@ -30,10 +34,10 @@ import train.environment  # noqa: F401  isort: skip - before TensorFlow
 import tensorflow as tf
 
 from configs import command
-from configs.errors import UsageError
+from configs.errors import UsageError, UserError
 from configs.options import setting
 from scripts import bench_train_first, bench_train_peer, bench_train_real
-from scripts.bench_train_step import Variant, device_name, measure
+from scripts.bench_train_step import Variant, device_name, measure, refuse_idle_gpu
 from train import hardware
 
 COLUMNS = [
@@ -42,6 +46,7 @@ COLUMNS = [
 ]  # fmt: skip
 KEY = ("part", "framework", "model", "precision", "detail", "batch", "tokens", "device")
 PARTS = ("full", "memory", "real", "input", "first")
+Job = tuple[str, Callable[[], Iterable[dict]]]  # what, and a function that measures it and gives its rows
 
 
 @dataclass(frozen=True)
@@ -76,44 +81,60 @@ def main(config: BenchConfig) -> dict:
         raise UsageError(f"--parts {unknown[0]} is not known; choose from {', '.join(PARTS)}")
     if {"real", "input"} & set(config.parts) and not (config.train and config.dev):
         raise UsageError("the parts real and input need questions: --train FILE --dev FILE")
+    if config.compare == "torch":
+        bench_train_peer.check()  # before minutes are spent on our side
     machine = hardware.prepare("auto", "none", False, 1)
+    refuse_idle_gpu(machine)
+    print(f"device: {device_name(machine.gpu)}", flush=True)
     if config.profile:
         from scripts import profile_step
 
         variant = Variant(config.models[0], config.precisions[0], True, False, config.attention_dropout)
         return profile_step.profile(variant, machine, Path(config.profile))
     out = Path(config.out)
-    rows = []
-    for row in measured(config, machine):
-        about = {"device": device_name(machine.gpu), "date": datetime.date.today().isoformat()}
-        row = dict.fromkeys(COLUMNS, "") | {"versions": f"tensorflow {tf.__version__}"} | about | row
-        write(out, row)  # at once: what was measured is not lost with what comes after
-        print(", ".join(f"{name} {row[name]}" for name in COLUMNS[:13] if row[name] != ""), flush=True)
-        rows.append(row)
-    print(table(rows))
-    draw(out)
+    about = {"device": device_name(machine.gpu), "date": datetime.date.today().isoformat()}
+    blank = dict.fromkeys(COLUMNS, "") | {"versions": f"tensorflow {tf.__version__}"} | about
+    rows, failed = [], []
+    for what, job in list(jobs(config, machine)):  # all at once: a mistaken flag ends the run before it has begun
+        try:
+            for row in map(blank.__or__, job()):
+                write(out, row)  # at once: what was measured is not lost with what comes after
+                print(", ".join(f"{name} {row[name]}" for name in COLUMNS[:13] if row[name] != ""), flush=True)
+                rows.append(row)
+        except Exception as error:  # of a framework, the driver, memory: none of them is the others' fault
+            if not isinstance(error, UserError):
+                traceback.print_exc()
+            failed.append(f"{what} ({str(error)[:200] or type(error).__name__})")
+            print(f"failed: {what}: {str(error)[-2000:]}", flush=True)
+    print(table(rows), flush=True)
+    if rows:
+        draw(out)
+    if failed:
+        raise UserError(f"{len(failed)} failed: {'; '.join(failed)}; {len(rows)} rows are in {out}")
     name = "{part} {framework} {model} {precision} {detail}".format_map
     metrics = {name(row): row["seq_per_s"] if row["value"] == "" else row["value"] for row in rows}
     return {"out": str(out), "metrics": metrics}
 
 
-def measured(config: BenchConfig, machine: hardware.Hardware) -> Iterator[dict]:
-    """Rows of all parts, as they come."""
+def jobs(config: BenchConfig, machine: hardware.Hardware) -> Iterator[Job]:
+    """All parts, each in pieces that can fail alone."""
     kinds = list(itertools.product(config.models, config.precisions))
     for part in config.parts:
-        if part == "full":
-            for (name, kind), xla in itertools.product(kinds, config.xla):
-                yield step_row(part, config, machine, one(config, name, kind, xla=xla == "on"))
-            for name, kind in kinds if config.compare == "torch" else ():
-                yield torch_row(config, one(config, name, kind))
-        elif part == "memory":
-            for name, kind in kinds:
-                yield step_row(part, config, machine, one(config, name, kind, config.xla[0] == "on", recompute=True))
-        elif part == "first":
-            for name, kind in kinds:
-                yield from bench_train_first.rows(one(config, name, kind))
-        else:
-            yield from bench_train_real.rows(part, config, machine)
+        if part in ("real", "input"):
+            yield from bench_train_real.jobs(part, config, machine)
+            continue
+        for name, kind in kinds:
+            what, variant = f"{part} {name} {kind}", partial(one, config, name, kind)
+            timed = partial(step_rows, part, config, machine)
+            if part == "first":
+                yield what, partial(bench_train_first.rows, variant())
+            elif part == "memory":
+                yield what, partial(timed, variant(xla=config.xla[0] == "on", recompute=True))
+            else:
+                for xla in config.xla:
+                    yield f"{what}, XLA {xla}", partial(timed, variant(xla=xla == "on"))
+                if config.compare == "torch":
+                    yield f"{what}, PyTorch", partial(torch_rows, config, variant())
 
 
 def one(config: BenchConfig, name: str, kind: str, xla: bool = True, recompute: bool = False) -> Variant:
@@ -132,18 +153,18 @@ def about(variant: Variant, detail: str) -> dict:
     }
 
 
-def step_row(part: str, config: BenchConfig, machine: hardware.Hardware, variant: Variant) -> dict:
+def step_rows(part: str, config: BenchConfig, machine: hardware.Hardware, variant: Variant) -> Iterator[dict]:
     timed = measure(variant, machine, config.steps, config.repetitions)
     words = [timed.attention, "attention", *(["recompute"] if variant.recompute else [])]
     detail = " ".join(words) + ("" if variant.xla else ", no XLA")
     shapes = {"compiled_shapes": 1 if variant.xla else 0}
-    return {"part": part, "framework": "retort"} | about(variant, detail) | figures(variant, vars(timed)) | shapes
+    yield {"part": part, "framework": "retort"} | about(variant, detail) | figures(variant, vars(timed)) | shapes
 
 
-def torch_row(config: BenchConfig, variant: Variant) -> dict:
+def torch_rows(config: BenchConfig, variant: Variant) -> Iterator[dict]:
     seen = bench_train_peer.step(variant, config.steps, config.repetitions)
     row = {"part": "full", "framework": "torch.compile"} | about(variant, "SDPA") | figures(variant, seen)
-    return row | {"versions": f"torch {seen['torch']}", "device": seen["device"]}
+    yield row | {"versions": f"torch {seen['torch']}", "device": seen["device"]}
 
 
 def figures(variant: Variant, seen: dict) -> dict:
@@ -161,10 +182,12 @@ def write(path: Path, row: dict) -> None:
     kept = read(path) if path.exists() else []
     key = tuple(str(row[name]) for name in KEY)
     kept = [old for old in kept if tuple(old[name] for name in KEY) != key]
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    scratch = path.with_suffix(".new")
+    with open(scratch, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows([*kept, row])
+    os.replace(scratch, path)  # a kill in between leaves the earlier rows
 
 
 def read(path: Path) -> list[dict]:
@@ -192,13 +215,16 @@ def table(rows: list[dict]) -> str:
 
 
 def draw(path: Path) -> None:
-    """The plot beside the CSV, where matplotlib is installed."""
+    """The plot beside the CSV, where matplotlib is installed. The figures are in the CSV whatever happens here."""
+    later = f"python -m scripts.plot_train --csv {path} draws it later"
     try:
         from scripts import plot_train
+
+        print(f"plot: {plot_train.draw(read(path), path.with_suffix('.svg'))}")
     except ModuleNotFoundError as error:
-        print(f"no plot: {error.name} is not installed here; python -m scripts.plot_train --csv {path} draws it later")
-        return
-    print(f"plot: {plot_train.draw(read(path), path.with_suffix('.svg'))}")
+        print(f"no plot: {error.name} is not installed here; {later}")
+    except Exception as error:
+        print(f"no plot: {type(error).__name__}: {error}; {later}")
 
 
 if __name__ == "__main__":

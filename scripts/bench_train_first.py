@@ -16,6 +16,8 @@ from pathlib import Path
 
 BEGUN = time.perf_counter()
 
+LIMIT_S = 300  # a process that compiles one step
+
 from configs.errors import UserError  # noqa: E402 - the imports belong to what is timed
 from scripts.bench_train_step import Variant, build, on_device, random_rows  # noqa: E402
 from train import hardware  # noqa: E402
@@ -43,10 +45,13 @@ def rows(variant: Variant) -> Iterator[dict]:
 def one_process(variant: Variant, cache: Path) -> dict:
     arguments = [variant.model, variant.precision, str(variant.batch), str(variant.tokens), "xla" * variant.xla]
     environment = {name: value for name, value in os.environ.items() if name != "TF_XLA_FLAGS"}
-    done = subprocess.run(
-        [sys.executable, "-m", "scripts.bench_train_first", *arguments],
-        capture_output=True, text=True, check=False, env=environment | {"RETORT_CACHE": str(cache)},
-    )  # fmt: skip
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "scripts.bench_train_first", *arguments], timeout=LIMIT_S,
+            capture_output=True, text=True, check=False, env=environment | {"RETORT_CACHE": str(cache)},
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        raise UserError(f"the process was not done after {LIMIT_S} s and was ended") from error
     if done.returncode:
         raise UserError(f"the process ended with {done.returncode}: {done.stderr.strip()[-2000:]}")
     size = sum(path.stat().st_size for path in cache.rglob("*") if path.is_file())

@@ -15,6 +15,14 @@ from configs.errors import UserError
 from model.config import NAMED
 from scripts.bench_train_step import Variant, random_rows
 
+LIMIT_S = 300  # for a process that compiles and times a step; ten times what it takes
+
+
+def check() -> None:
+    """Raise a UserError where torch is missing."""
+    if importlib.util.find_spec("torch") is None:
+        raise UserError("torch is not installed here; install it, or take --compare none")
+
 
 def step(variant: Variant, steps: int, repetitions: int) -> dict:
     """The step on one batch: {"step_ms", "peak_gib", "first_step_s", "torch", "device"}."""
@@ -26,14 +34,15 @@ def step(variant: Variant, steps: int, repetitions: int) -> dict:
     return run(job, rows)[0]
 
 
-def run(job: dict, rows: dict[str, np.ndarray], weights: dict[str, np.ndarray] | None = None) -> tuple[dict, dict]:
+def run(
+    job: dict, rows: dict[str, np.ndarray], weights: dict[str, np.ndarray] | None = None, limit_s: float = LIMIT_S
+) -> tuple[dict, dict]:
     """Run a job in a process of its own.
 
     Returns: its result and the arrays it wrote ("logits" float32 [windows, S, 2] after epochs).
-    Raises: UserError where torch is missing or the process failed.
+    Raises: UserError where torch is missing, or the process failed or took longer than limit_s.
     """
-    if importlib.util.find_spec("torch") is None:
-        raise UserError("torch is not installed here; install it, or take --compare none")
+    check()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         if weights:
@@ -42,7 +51,10 @@ def run(job: dict, rows: dict[str, np.ndarray], weights: dict[str, np.ndarray] |
         np.savez(folder / "rows.npz", **cast(Any, rows))
         (folder / "job.json").write_text(json.dumps({"compile": True} | job), encoding="utf-8")
         words = [sys.executable, "-m", "scripts.bench_train_torch", str(folder)]
-        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        try:
+            done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=limit_s)
+        except subprocess.TimeoutExpired as error:
+            raise UserError(f"the PyTorch process was not done after {limit_s:g} s and was ended") from error
         if done.returncode:
             raise UserError(f"the PyTorch process ended with {done.returncode}: {done.stderr.strip()[-2000:]}")
         arrays = {}

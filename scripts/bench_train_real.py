@@ -2,13 +2,15 @@
 
 Both start from the same weights, see the same windows, and follow the same schedule for the same number of updates.
 Ours takes batches by length bucket. PyTorch's takes them shuffled, every window padded to the longest allowed, as the
-usual fine-tuning script does; its windows lie in pinned memory, ready made, so it is spared the cost of a data loader.
+usual fine-tuning script does; its windows lie in memory, ready made, so it is spared the cost of a data loader.
 """
 
+import gc
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from data.answers import best_answers
 from data.metric import score
 from model import run_folder
 from scripts import bench_train_peer
-from scripts.bench_train_step import peak_gib
+from scripts.bench_train_step import forget_peak, peak_gib
 from train import hardware, loop
 from train.config import TrainConfig
 from train.journal import Journal
@@ -32,41 +34,55 @@ RUNS = Path("runs/bench_train")
 ARRAYS = ("token_ids", "segment_ids", "padding_mask", "start_positions", "end_positions")
 
 
-def rows(part: str, config: Any, machine: hardware.Hardware) -> Iterator[dict]:
-    """Rows of the parts "real" and "input". config: `bench_train.BenchConfig`."""
+LIMIT_S = 600  # for PyTorch's whole run
+
+
+def jobs(part: str, config: Any, machine: hardware.Hardware) -> Iterator[tuple[str, Callable[[], Iterable[dict]]]]:
+    """(what, a function that measures it and gives its rows) of the parts "real" and "input".
+
+    config: `bench_train.BenchConfig`.
+    """
     argv = ["--config", config.recipe, "--model", config.weights, "--data", config.train, "--dev", config.dev]
     argv += ["--out", str(RUNS), *(f"--{word}" for word in config.flags.split())]
     settings = options.parse(TrainConfig, argv, "train")
-    prepared = prepare(settings, machine, print)
+    prepared = cache(lambda: prepare(settings, machine, print))
     common = {
         "part": part,
         "framework": "retort",
         "model": config.weights if "/" not in config.weights else Path(config.weights).name,
         "precision": settings.amp if settings.amp not in (None, "auto") else ("float16" if settings.amp else "float32"),
         "batch": settings.batch_size,
-        "tokens": ", ".join(map(str, prepared.edges)),
     }
+
+    def rows(measured: Callable[..., Iterator[dict]], *given: Any) -> Iterator[dict]:
+        tokens = ", ".join(map(str, prepared().edges))
+        yield from (common | {"tokens": tokens} | row for row in measured(prepared(), *given))
+
     if part == "input":
-        yield from (common | row for row in overheads(prepared, settings, machine))
+        yield "input", partial(rows, overheads, settings, machine)
         return
     for seed in config.seeds:
-        yield common | ours(prepared, replace(settings, seed=seed, out=str(RUNS / str(seed))), machine)
+        out = str(RUNS / str(seed))
+        yield f"real, seed {seed}", partial(rows, ours, replace(settings, seed=seed, out=out), machine)
     for seed in config.seeds if config.compare == "torch" else ():
-        yield common | theirs(prepared, replace(settings, seed=seed))
+        yield f"real, PyTorch, seed {seed}", partial(rows, theirs, replace(settings, seed=seed))
 
 
-def ours(prepared: Prepared, settings: TrainConfig, machine: hardware.Hardware) -> dict:
+def ours(prepared: Prepared, settings: TrainConfig, machine: hardware.Hardware) -> Iterator[dict]:
     """One run of the loop, with its logging and checkpoints; evaluations do not count as training."""
     job = prepared.job(settings)
     empty(job.out)
     run_folder.write(job.out, job.info)
+    gc.collect()
+    forget_peak(machine)
     start = time.perf_counter()
     metrics = loop.run(job)
     whole = time.perf_counter() - start
     lines = [json.loads(line) for line in (job.out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    later = [line for line in lines if "seconds" in line and line["step"] > job.steps_per_epoch + settings.log_every]
+    timed = [line for line in lines if "seconds" in line]
+    later = [line for line in timed if line["step"] > job.steps_per_epoch + settings.log_every] or timed
     rate = sum(line["seq_per_s"] * line["seconds"] for line in later) / sum(line["seconds"] for line in later)
-    return {
+    yield {
         "detail": f"seed {settings.seed}, by bucket",
         "seq_per_s": round(rate, 1),
         "peak_gib": round(peak_gib(machine), 2),
@@ -75,7 +91,7 @@ def ours(prepared: Prepared, settings: TrainConfig, machine: hardware.Hardware) 
     }
 
 
-def theirs(prepared: Prepared, settings: TrainConfig) -> dict:
+def theirs(prepared: Prepared, settings: TrainConfig) -> Iterator[dict]:
     """The PyTorch loop from the same weights; its logits are scored by our metric."""
     features, window = prepared.features, settings.window
     initialise(prepared.model, prepared.source, settings.seed)
@@ -95,12 +111,12 @@ def theirs(prepared: Prepared, settings: TrainConfig) -> dict:
     job = {"sizes": prepared.model.config.to_dict(), "precision": settings.amp, "epochs": settings.epochs}
     job["precision"] = {None: "float32", "auto": "float16"}.get(settings.amp, settings.amp)
     job |= {"seed": settings.seed, "lr": settings.lr, "warmup": int(total * settings.warmup), "total": total}
-    seen, arrays = bench_train_peer.run(job, given, weights)
+    seen, arrays = bench_train_peer.run(job, given, weights, LIMIT_S)
     logits = [rows[:length] for rows, length in zip(arrays["logits"], dev.length, strict=True)]
     start, end = [rows[:, 0] for rows in logits], [rows[:, 1] for rows in logits]
     dataset = prepared.evaluate.dataset
     scores = score(dataset, best_answers(dev, dataset, start, end, max_answer_tokens=settings.max_answer_tokens))
-    return {
+    yield {
         "framework": "torch.compile",
         "detail": f"seed {settings.seed}, padded",
         "tokens": window,

@@ -1,6 +1,10 @@
 """Our training step as the benches time it: that of train.py, built for one size, compute type and batch shape."""
 
 import dataclasses
+import gc
+import os
+import shutil
+import subprocess
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +14,7 @@ import train.environment  # noqa: F401  isort: skip - before TensorFlow
 import numpy as np
 import tensorflow as tf
 
+from configs.errors import UserError
 from heads import default
 from model.config import NAMED
 from model.heads import HeadModel
@@ -73,6 +78,8 @@ def on_device(rows: dict[str, np.ndarray]) -> dict[str, tf.Tensor]:
 
 def measure(variant: Variant, machine: hardware.Hardware, steps: int, repetitions: int) -> Timed:
     """Time the step on one batch that stays on the device."""
+    gc.collect()  # models and steps refer to each other: what was timed before is not gone by itself
+    before = used_bytes(machine)
     step, attention = build(variant, machine)
     batch = on_device(random_rows(variant))
     start = time.perf_counter()
@@ -81,10 +88,9 @@ def measure(variant: Variant, machine: hardware.Hardware, steps: int, repetition
     for number in range(WARM_UP):
         numbers = step(batch, number)
     numbers.numpy()
-    if machine.gpu:
-        tf.config.experimental.reset_memory_stats("GPU:0")
+    forget_peak(machine)
     seconds = [timed(step, batch, steps) for _ in range(repetitions)]
-    return Timed(float(np.median(seconds)) * 1e3, peak_gib(machine), first, attention)
+    return Timed(float(np.median(seconds)) * 1e3, peak_gib(machine, before), first, attention)
 
 
 def timed(step, batch, steps: int) -> float:
@@ -96,10 +102,34 @@ def timed(step, batch, steps: int) -> float:
     return (time.perf_counter() - start) / steps
 
 
-def peak_gib(machine: hardware.Hardware) -> float:
+def used_bytes(machine: hardware.Hardware) -> int:
+    """Bytes of device memory that tensors take now."""
+    return tf.config.experimental.get_memory_info("GPU:0")["current"] if machine.gpu else 0
+
+
+def forget_peak(machine: hardware.Hardware) -> None:
+    """Let the peak count from here."""
+    if machine.gpu:
+        tf.config.experimental.reset_memory_stats("GPU:0")
+
+
+def peak_gib(machine: hardware.Hardware, before: int = 0) -> float:
+    """The peak since `forget_peak`, less the bytes that were taken before by something else."""
     if not machine.gpu:
         return float("nan")
-    return tf.config.experimental.get_memory_info("GPU:0")["peak"] / 2**30
+    return (tf.config.experimental.get_memory_info("GPU:0")["peak"] - before) / 2**30
+
+
+def refuse_idle_gpu(machine: hardware.Hardware) -> None:
+    """Raise a UserError where the machine has a GPU and TensorFlow does not see it: a bench would take hours."""
+    if machine.gpu or not shutil.which("nvidia-smi"):
+        return
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout
+    if "GPU 0" in listed and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1"):
+        raise UserError(
+            f"TensorFlow sees no GPU, nvidia-smi shows {listed.splitlines()[0]}; set up with `make setup DEVICE=cuda`, "
+            "or ask for the CPU with CUDA_VISIBLE_DEVICES=-1"
+        )
 
 
 def device_name(gpu: bool) -> str:

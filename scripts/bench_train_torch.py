@@ -193,14 +193,13 @@ def epochs(torch: Any, trainer: Trainer, rows: dict, job: dict, folder: Path) ->
     evaluation.
     """
     names = ("token_ids", "segment_ids", "padding_mask", "start_positions", "end_positions")
-    pinned = {name: rows[name].pin_memory() if trainer.gpu else rows[name] for name in names}
     done, seconds, first = 0, 0.0, 0.0
     begun = time.perf_counter()
     for epoch, order in enumerate(rows["order"]):  # [steps, B]; -1 where the last batch is not full
         start = time.perf_counter()
         for places in order:
             places = places[places >= 0]
-            trainer.step(on_device(trainer, {name: pinned[name][places] for name in names}))
+            trainer.step(on_device(trainer, {name: rows[name][places] for name in names}))
             if not first:
                 trainer.wait()
                 first = time.perf_counter() - begun
@@ -221,7 +220,8 @@ def epochs(torch: Any, trainer: Trainer, rows: dict, job: dict, folder: Path) ->
 def on_device(trainer: Trainer, rows: dict) -> dict:
     """Arrays of a batch by the names of the module's arguments, indices as int64."""
     chosen = ("token_ids", "segment_ids", "padding_mask", "start_positions", "end_positions")
-    return {name: rows[name].to(trainer.device, non_blocking=True).long() for name in chosen if name in rows}
+    given = {name: rows[name].pin_memory() if trainer.gpu else rows[name] for name in chosen if name in rows}
+    return {name: value.to(trainer.device, non_blocking=True).long() for name, value in given.items()}
 
 
 def peak_gib(torch: Any, trainer: Trainer) -> float:

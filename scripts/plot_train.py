@@ -34,12 +34,15 @@ def draw(rows: list[dict], path: Path) -> Path:
     """Bars of sequences a second, a group for each part, model and precision, one scale for each model."""
     rows = [row for row in rows if row["seq_per_s"] and row["part"] in ("full", "memory", "real")]
     models = sorted({row["model"] for row in rows})
-    figure, axes = pyplot.subplots(1, max(1, len(models)), figsize=(5.5 * max(1, len(models)), 3.6), squeeze=False)
+    most = max((sum(row["model"] == model for row in rows) for model in models), default=1)
+    size = (5.5 * max(1, len(models)), 1.2 + 0.4 * max(6, most))
+    figure, axes = pyplot.subplots(1, max(1, len(models)), figsize=size, squeeze=False)
     for axis, model in zip(axes[0], models, strict=False):
         chosen = [row for row in rows if row["model"] == model]
         names = [f"{row['framework']}, {row['part']}\n{row['precision']}, {row['detail']}" for row in chosen]
         rates = [float(row["seq_per_s"]) for row in chosen]
-        bars = axis.barh(names, rates, color=[COLOURS.get(row["framework"], "#444444") for row in chosen])
+        colours = [COLOURS.get(row["framework"], "#444444") for row in chosen]
+        bars = axis.barh(range(len(names)), rates, tick_label=names, color=colours)
         axis.bar_label(bars, [f"{rate:,.0f}" for rate in rates], padding=3, fontsize=8)
         axis.invert_yaxis()
         axis.margins(x=0.15)

@@ -7,6 +7,7 @@ TensorFlow's profiler records them through CUPTI. Names of fusions are XLA's; XL
 """
 
 import collections
+import csv
 import importlib
 import importlib.util
 import re
@@ -40,12 +41,9 @@ def profile(variant: Variant, machine: hardware.Hardware, folder: Path) -> dict:
     step(batch, 0).numpy()
     timed(step, batch, WARM_UP)
     plain = timed(step, batch, 20)
+    print(f"a step takes {plain * 1e3:.2f} ms; recording {STEPS}", flush=True)  # known, whatever the profiler does
     folder.mkdir(parents=True, exist_ok=True)
-    tf.profiler.experimental.start(str(folder))
-    recorded = timed(step, batch, STEPS)
-    tf.profiler.experimental.stop()
-    traces = sorted(folder.rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
-    kernels = read(traces[-1]) if traces else []
+    kernels = by_tensorflow(lambda: timed(step, batch, STEPS), folder)
     if not kernels and machine.gpu and importlib.util.find_spec("torch"):
         print("TensorFlow's profiler named no kernel; recording with PyTorch's", flush=True)
         kernels = by_torch(lambda: timed(step, batch, STEPS))
@@ -53,13 +51,30 @@ def profile(variant: Variant, machine: hardware.Hardware, folder: Path) -> dict:
         raise UserError(
             f"the trace in {folder} names no kernel: there is no GPU, or its profiling library (CUPTI) was not found"
         )
+    with open(folder / "kernels.csv", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("kernel", "microseconds"), *kernels])
     print(summary(kernels, STEPS))
     busy = sum(microseconds for _, microseconds in kernels) / STEPS / 1e3
-    print(f"kernels {busy:.2f} ms a step; a step {plain * 1e3:.2f} ms, {recorded * 1e3:.2f} ms while recorded")
+    print(f"kernels {busy:.2f} ms a step; a step {plain * 1e3:.2f} ms when nothing is recorded")
     kinds = collections.defaultdict(float)
     for name, microseconds in kernels:
         kinds[kind(name)] += microseconds / STEPS / 1e3
     return {"out": str(folder), "metrics": {name: round(spent, 3) for name, spent in kinds.items()} | {"kernels": busy}}
+
+
+def by_tensorflow(work: Callable[[], object], folder: Path) -> Kernels:
+    """What TensorFlow's profiler sees; nothing, with a word why, where it cannot record."""
+    try:
+        tf.profiler.experimental.start(str(folder))
+        try:
+            work()
+        finally:
+            tf.profiler.experimental.stop()
+        traces = sorted(folder.rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
+        return read(traces[-1]) if traces else []
+    except (tf.errors.OpError, ImportError, OSError) as error:
+        print(f"TensorFlow's profiler: {type(error).__name__}: {error}", flush=True)
+        return []
 
 
 def read(path: Path) -> Kernels:

@@ -8,13 +8,14 @@ import pytest
 import tensorflow as tf
 import tiny
 
-from configs.errors import UsageError
+from configs.errors import UsageError, UserError
 from configs.options import parse
 from heads import default
 from model.config import BertConfig
 from model.heads import HeadModel
-from scripts import bench_train, bench_train_torch, profile_step
+from scripts import bench_train, bench_train_peer, bench_train_step, bench_train_torch, profile_step
 from scripts.bench_train import BenchConfig, main, read, table, write
+from train import environment, hardware
 
 SMALL = "--models bert-tiny --precisions float32 --batch 2 --tokens 16 --steps 1 --repetitions 1".split()
 
@@ -53,6 +54,69 @@ def test_the_table_says_how_much_faster_ours_is():
     seeds = [row(part="real", seq_per_s=rate) for rate in (150.0, 250.0)] + [row(part="real", **torch)]
     assert "real m float16: 2.000 x torch.compile" in table(seeds)
     assert " x " not in table([row(seq_per_s=125.0)])
+
+
+def test_what_fails_is_named_and_the_others_are_measured(tmp_path, monkeypatch, capsys):
+    def measure(variant, *_):
+        if variant.model == "bert-tiny":
+            raise tf.errors.ResourceExhaustedError(None, None, "out of memory")
+        return bench_train_step.Timed(10.0, 1.5, 2.0, "fused")
+
+    monkeypatch.setattr(bench_train, "measure", measure)
+    monkeypatch.setattr(bench_train_peer, "check", lambda: None)
+    monkeypatch.setattr(bench_train_peer, "step", lambda *_: 1 / 0)
+    out = tmp_path / "s.csv"
+    argv = ["--parts", "full", "memory", "--models", "bert-tiny", "bert-mini", "--compare", "torch", "--out", out]
+    with pytest.raises(UserError, match=r"4 failed: full bert-tiny float32, XLA on \(out of memory.*; 2 rows are in"):
+        bench(*argv)
+    assert [(r["part"], r["model"], r["seq_per_s"]) for r in read(out)] == [
+        ("full", "bert-mini", "200.0"), ("memory", "bert-mini", "200.0")
+    ]  # fmt: skip
+    assert "failed: full bert-mini float32, PyTorch: division by zero" in capsys.readouterr().out
+
+
+def test_a_plot_that_cannot_be_drawn_costs_no_figure(tmp_path, monkeypatch, capsys):
+    plot_train = pytest.importorskip("scripts.plot_train")
+    monkeypatch.setattr(bench_train, "measure", lambda *_: bench_train_step.Timed(10.0, 1.5, 2.0, "fused"))
+    monkeypatch.setattr(plot_train, "draw", lambda *_: [][0])
+    assert bench("--out", tmp_path / "s.csv")["metrics"]
+    assert "no plot: IndexError" in capsys.readouterr().out
+
+
+def test_a_missing_torch_is_told_before_anything_is_timed(monkeypatch):
+    monkeypatch.setattr(bench_train_peer.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(bench_train, "measure", lambda *_: pytest.fail("timed"))
+    with pytest.raises(UserError, match="torch is not installed here"):
+        bench("--compare", "torch")
+
+
+def test_a_pytorch_process_that_hangs_is_ended(monkeypatch):
+    monkeypatch.setattr(bench_train_peer, "check", lambda: None)
+    with pytest.raises(UserError, match=r"not done after 0.01 s"):
+        bench_train_peer.run({}, {}, limit_s=0.01)
+
+
+def test_a_gpu_that_tensorflow_does_not_see_is_no_reason_to_time_the_cpu(tmp_path, monkeypatch):
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 'GPU 0: NVIDIA H200 (UUID: 1)'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    without = hardware.Hardware(False, None, 0, 1, True)
+    with pytest.raises(UserError, match="TensorFlow sees no GPU, nvidia-smi shows GPU 0: NVIDIA H200"):
+        bench_train_step.refuse_idle_gpu(without)
+    bench_train_step.refuse_idle_gpu(hardware.Hardware(True, None, 0, 1, True))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    bench_train_step.refuse_idle_gpu(without)
+
+
+def test_code_that_xla_compiled_with_other_flags_is_not_taken(tmp_path, monkeypatch):
+    folders = set()
+    for flags in ("", "--xla_gpu_enable_triton_gemm=false", "--xla_dump_to=/tmp/hlo"):
+        monkeypatch.setenv("XLA_FLAGS", flags)
+        folders.add(environment.compiled_code(tmp_path))
+    assert len(folders) == 3
+    assert {folder.parent for folder in folders} == {tmp_path / "xla"}
 
 
 @pytest.mark.parametrize(("argv", "named"), [
