@@ -67,8 +67,8 @@ class Regress(Classify):
         return prediction
 
     def same(self, one, other) -> bool:
-        """To two decimals."""
-        return abs(one - other) < 0.01
+        """To 1 %, of small numbers to a hundredth: float16 has three digits, whatever a target's unit is."""
+        return abs(one - other) < 0.01 * max(1.0, abs(other))
 
     def misread(self, outputs):
         return {"numbers with the wrong sign": (([-row for row in outputs[0]],), "check what its targets mean")}

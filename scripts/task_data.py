@@ -49,10 +49,10 @@ def fields(made: list[Made], draw: random.Random) -> Iterator[dict]:
 
 
 def pairs(made: list[Made], draw: random.Random) -> Iterator[dict]:
+    kinds = by_field(made)
     for one in made:
         asked, own = draw.choice(one.questions).text, draw.random() < 0.5
-        others = [other for other in made if other is not one and field(other) == field(one)] or [one]
-        context = one.context if own else draw.choice(others).context
+        context = one.context if own else other(one, kinds[field(one)], draw).context
         yield {"text": asked, "second": context, "label": "yes" if own or context == one.context else "no"}
 
 
@@ -73,13 +73,29 @@ def tagged(made: list[Made], draw: random.Random) -> Iterator[list[tuple[str, st
 
 
 def questions(made: list[Made], draw: random.Random) -> Iterator[dict]:
+    kinds = by_field(made)
     for one in made:
-        kind = draw.randrange(3)
+        kind, own = draw.randrange(3), field(one)
         first, second = draw.sample(one.questions, 2)
         if kind:
-            others = [other for other in made if other is not one and (field(other) == field(one)) == (kind == 1)]
-            second = draw.choice(draw.choice(others or [one]).questions)
+            names = [own] if kind == 1 else [name for name in kinds if name != own] or [own]
+            second = draw.choice(other(one, kinds[draw.choice(names)], draw).questions)
         yield {"sentence1": first.text, "sentence2": second.text, "score": (1.0, 0.5, 0.0)[kind]}
+
+
+def by_field(made: list[Made]) -> dict[str, list[Made]]:
+    found: dict[str, list[Made]] = {}
+    for one in made:
+        found.setdefault(field(one), []).append(one)
+    return found
+
+
+def other(one: Made, among: list[Made], draw: random.Random) -> Made:
+    """A passage that is not this one, where there is another."""
+    found = draw.choice(among)
+    while found is one and len(among) > 1:
+        found = draw.choice(among)
+    return found
 
 
 MAKERS: dict[str, Callable] = {

@@ -44,7 +44,7 @@ def test_an_engine_passes_that_agrees_on_99_percent_and_loses_nothing_for_certai
 ):
     asked = []
 
-    def call(package, flags):
+    def call(package, flags, log):
         asked.append([package, *map(str, flags)])
         out = Path(flags[flags.index("--out") + 1])
         if package == "train":
@@ -58,7 +58,6 @@ def test_an_engine_passes_that_agrees_on_99_percent_and_loses_nothing_for_certai
         (out / "engine.json").write_text(json.dumps({"verified": verified, "precision": "float16"}))
 
     monkeypatch.setattr(check_tasks, "call", call)
-    monkeypatch.setattr(check_tasks, "minilm_folder", lambda: "weights")
     config = check_tasks.CheckConfig(
         out=str(tmp_path / "t.csv"), work=str(tmp_path / "w"), tasks=("csv/pair",), train=20, dev=20
     )
