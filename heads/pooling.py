@@ -24,9 +24,10 @@ def pooled(writer: Any, x: str, layout: str, pooling: str) -> str:
     def whole(name: str, *values: int) -> str:
         return writer.weight(f"head/{name}", np.array(values), TensorProto.INT64)
 
+    # One of many is taken by Gather, not by Squeeze: the core of TensorRT-RTX 1.6 knows no Squeeze of a shape.
+    zero = writer.weight("head/zero", np.array(0), TensorProto.INT64)
     if layout == "padded":
         if pooling == "cls":
-            zero = writer.weight("head/zero", np.array(0), TensorProto.INT64)
             return writer.op("head/pooled", "Gather", [x, zero], axis=1)
         mask = writer.op("head/mask", "Cast", ["padding_mask"], to=TensorProto.FLOAT)  # [B, S]
         count = writer.op("head/count", "ReduceSum", [mask, whole("axis_1", 1)], keepdims=1)
@@ -34,7 +35,7 @@ def pooled(writer: Any, x: str, layout: str, pooling: str) -> str:
         share = writer.op("head/share_cast", "Cast", [share], to=writer.dtype)
         row = writer.op("head/share_row", "Unsqueeze", [share, whole("axis_1", 1)])  # [B, 1, S]
         total = writer.op("head/mean", "MatMul", [row, x])  # [B, 1, H]
-        return writer.op("head/pooled", "Squeeze", [total, whole("axis_1", 1)])
+        return writer.op("head/pooled", "Gather", [total, zero], axis=1)
 
     first = writer.op(
         "head/first", "Slice", ["cu_seqlens", whole("from_0", 0), whole("to_last", -1), whole("axis_0", 0)]
@@ -49,8 +50,8 @@ def pooled(writer: Any, x: str, layout: str, pooling: str) -> str:
     end = writer.op(
         "head/end", "Slice", ["cu_seqlens", whole("one", 1), whole("to_end", 2**31 - 1), whole("axis_0", 0)]
     )
-    zero, step = (writer.weight(f"head/{n}", np.array(v), TensorProto.INT64) for n, v in (("zero", 0), ("step", 1)))
-    tokens = writer.op("head/tokens", "Squeeze", [shape, whole("axis_0", 0)])
+    step = writer.weight("head/step", np.array(1), TensorProto.INT64)
+    tokens = writer.op("head/tokens", "Gather", [shape, zero], axis=0)
     place = writer.op("head/place_64", "Range", [zero, tokens, step])
     place = writer.op("head/place", "Cast", [place], to=TensorProto.INT32)  # [T]
     first_column = writer.op("head/first_column", "Unsqueeze", [first, whole("axis_1", 1)])  # [B, 1]
