@@ -12,13 +12,13 @@ from tqdm import tqdm
 
 from configs import command
 from configs.errors import UsageError, UserError
-from export import calibration, engine, files, graph, hf, manifest, out_folder, precision, profile, triton
+from export import algorithms, calibration, engine, files, graph, hf, manifest, out_folder, precision, profile, triton
 from export import checkpoint as checkpoints
 from export.checkpoint import Checkpoint
 from export.comparison import Questions
 from export.config import ExportConfig
 from export.quantisation import FORMATS
-from export.verify import Gate, GateError
+from export.verify import Gate, GateError, cannot_run
 from plugins import compile as compiler
 from plugins import kernels, ops_of, tensorrt_flavour
 from serve import gpu
@@ -87,6 +87,9 @@ def export_in(config: ExportConfig, checkpoint: Checkpoint, out: Path) -> dict[s
     with out_folder.scratch(out) as folder, tempfile.TemporaryDirectory() as work:
         estimate = Path(work) / "estimate.onnx"
         about = write(folder, config, checkpoint, shapes, target, trt, plan, estimate)
+        if plan and config.algorithms and set(plan.plugins) & algorithms.CALLERS and not cannot_run(plan.architectures):
+            if algorithms.search(folder, say):
+                manifest.write(folder, about)  # which lists the file
         if questions:
             gate = make_gate(folder, config, checkpoint, questions, target, trt, plan, estimate)
             try:

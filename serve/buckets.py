@@ -74,7 +74,7 @@ class Buckets:
         profile = manifest.profile
         self._counts = doubling(profile.batch.least, profile.batch.most)
         tokens, length = profile.tokens, profile.length
-        self._outputs = manifest.outputs
+        self._outputs, self._longest = manifest.outputs, manifest.longest
         self._tokens: tuple[int, ...] = steps(tokens.least, tokens.most, TOKEN_STEPS) if tokens else ()
         self._lengths: tuple[int, ...] = steps(length.least, length.most, ((1 << 24, LENGTH_STEP),)) if length else ()
 
@@ -83,6 +83,13 @@ class Buckets:
         if self._tokens:
             return packed_bucket(_at_least(self._tokens, batch.tokens), count, self._outputs)
         return padded_bucket(count, _at_least(self._lengths, int(batch.lengths.max())), self._outputs)
+
+    def keys(self) -> list[tuple[int, int]]:
+        """Of all buckets: packed (tokens, sequences), with the fewest sequences that hold so many; padded (rows, length)."""
+        if not self._tokens:
+            return [(rows, length) for rows in self._counts for length in self._lengths]
+        fewest = [(tokens, -(-tokens // self._longest)) for tokens in self._tokens]
+        return [(tokens, count) for tokens, count in fewest if count <= self._counts[-1]]
 
     def largest(self) -> Bucket:
         if self._tokens:

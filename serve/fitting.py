@@ -64,6 +64,19 @@ def fit(manifest: Manifest) -> Fitted:
     return Fitted(trt, found, _kernels(manifest, found.architecture))
 
 
+def take_choices(manifest: Manifest, gpu_name: str) -> str:
+    """Have cuBLASLt's algorithms that the folder brings used for this process; "", or a note why they are not."""
+    from plugins.linear import choices, matmul
+
+    if choices.FILE not in manifest.files:
+        return ""
+    try:
+        version = int(matmul.cublaslt().get_version())
+    except (ImportError, RuntimeError, OSError) as error:
+        return f"{choices.FILE} is not used: cuBLASLt does not say its version ({error})"
+    return choices.offer(manifest.folder / choices.FILE, gpu_name, version)
+
+
 def source_hash(plugin: str) -> str:
     """SHA-256 of what a plugin's folder contributes to an engine: its Python files but BESIDE and tests."""
     digest = hashlib.sha256()

@@ -12,6 +12,7 @@
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import ClassVar, Self
@@ -115,6 +116,10 @@ class Session(ABC):
             for output, values in zip(self.manifest.outputs, outputs, strict=True)
         ]
         return list(zip(*parts, strict=True))
+
+    def warm(self, batches: Iterable[Packed]) -> None:
+        """Have made what the first batches of these sizes would wait for; a device that makes nothing does nothing."""
+        return None
 
     @abstractmethod
     def _compute(self, batch: Packed) -> Logits:

@@ -13,6 +13,7 @@ import atexit
 import threading
 import weakref
 from collections import OrderedDict
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from absl import logging
 from plugins.profile import HEAD_START, Row, recording
 from serve.buckets import Bucket, Buckets
 from serve.cuda import Cuda, CudaError
-from serve.fitting import Fitted
+from serve.fitting import Fitted, take_choices
 from serve.manifest import Manifest
 from serve.packed import Packed, check
 from serve.session import Logits, Session, Ticket
@@ -58,7 +59,9 @@ class TensorrtSession(Session):
         from serve.plan import Plan
 
         cuda = Cuda()
+        note = take_choices(manifest, fitted.gpu.name)
         session = cls(manifest, Plan(manifest, fitted), cuda, most_graphs)
+        session._notes += [note] if note else []
         with_plugins = f"plugins {', '.join(manifest.plugins)}" if manifest.plugins else "no plugins"
         atexit.register(_close, weakref.ref(session))  # TensorRT's objects must go before CUDA does
         session.device = fitted.gpu.name
@@ -138,6 +141,13 @@ class TensorrtSession(Session):
             self._plan.place(addresses)
             self._plan.execute(stream)
             cuda.finish(stream)
+
+    def warm(self, batches: Iterable[Packed]) -> None:
+        """See `Session`: each bucket runs plainly, then a graph is captured in either slot."""
+        sizes = {self._buckets.of(batch).key: batch for batch in batches}
+        for batch in sizes.values():
+            for _ in range(SLOTS + 1):
+                self.run(batch)
 
     def profile(self, batch: Packed, runs: int = 10) -> list[Row]:
         """How long each plugin takes for a batch, in plain runs without CUDA graphs. Nothing else may be under way."""

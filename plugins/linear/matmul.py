@@ -171,6 +171,15 @@ class Matmul:
         return bool(result[0]["state"] == 0 and result[0]["workspace_size"] <= WORKSPACE)
 
 
+def winners() -> tuple[str, int, dict[tuple, np.ndarray]]:
+    """(GPU, cuBLASLt's version, size class -> algorithm as uint64 [8]): what was chosen in the current CUDA context."""
+    cuda = driver()
+    context = int(check(cuda.cuCtxGetCurrent(), "asking for the CUDA context"))
+    with _lock:
+        found = {key[1:]: one["data_"].reshape(-1).copy() for key, one in _winners.items() if key[0] == context}
+    return _gpu_name(cuda), int(cublaslt().get_version()), found
+
+
 def milliseconds(cuda: Any, call: Callable[[int], None], replays: int) -> float:
     """Time of one call(stream) on the GPU, inf where it fails.
 
