@@ -87,9 +87,8 @@ def export_in(config: ExportConfig, checkpoint: Checkpoint, out: Path) -> dict[s
     with out_folder.scratch(out) as folder, tempfile.TemporaryDirectory() as work:
         estimate = Path(work) / "estimate.onnx"
         about = write(folder, config, checkpoint, shapes, target, trt, plan, estimate)
-        if plan and config.algorithms and set(plan.plugins) & algorithms.CALLERS and not cannot_run(plan.architectures):
-            if algorithms.search(folder, say):
-                manifest.write(folder, about)  # which lists the file
+        if plan and config.algorithms and not cannot_run(plan.architectures) and algorithms.search(folder, plan, say):
+            manifest.write(folder, about)  # which lists the file
         if questions:
             gate = make_gate(folder, config, checkpoint, questions, target, trt, plan, estimate)
             try:

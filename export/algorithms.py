@@ -12,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from configs.errors import UserError
+from export.engine import Plan
 from plugins.linear import choices, matmul
 from plugins.linear.product import Product
 from serve.buckets import Buckets
@@ -23,11 +24,13 @@ from serve.session import Session
 CALLERS = {"linear", "linear_skip_layer_norm", "linear8"}
 
 
-def search(folder: Path, say: Callable[[str], None]) -> bool:
+def search(folder: Path, plan: Plan, say: Callable[[str], None]) -> bool:
     """Run the plan of a finished engine folder on this GPU and write `choices.FILE`; whether there is anything in it.
 
     What fails costs the file and nothing else: the gate, which runs the plan next, says what is wrong with it.
     """
+    if not CALLERS & set(plan.plugins):
+        return False
     try:
         with Session.open(folder, "tensorrt") as session:
             sizes = representatives(Buckets(session.manifest).keys(), session.manifest.layout)

@@ -106,9 +106,10 @@ class PlanConfig:
     usual_batch: int | None = setting(None, least=1, help="batch the plan is tuned for; none: a quarter of the most")
     usual_length: int | None = setting(None, least=1, help="length it is tuned for; none: a third of the most")
     algorithms: bool = setting(
-        True, help="where the plan's GPU is at hand: time cuBLASLt's algorithms for all sizes, some seconds to a minute, "
-        "and keep the choices in the folder; --no-algorithms leaves that to whoever first meets a size",
-    )  # fmt: skip
+        True,
+        help="where the plan's GPU is at hand: time cuBLASLt's algorithms for all sizes, some seconds to a minute, and "
+        "keep the choices in the folder; --no-algorithms leaves that to whoever first meets a size",
+    )
     refit: bool = setting(False, help="weights of the plan can be exchanged later, where the target can")
     version_compatible: bool = setting(False, help="the plan runs on later TensorRT versions, where the target can")
     weight_streaming: bool = setting(False, help="weights may stay in the host's memory, where the target can")

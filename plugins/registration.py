@@ -246,7 +246,7 @@ def _bound_class(trt: Any, kind: type[Plugin]) -> type:
                     run(stream, [*inputs, *outputs], workspace)
                     return
                 dtype, *shapes = self.shapes
-                named = dict(zip([*kind.inputs, "y"], shapes, strict=True))
+                named = dict(zip(names, shapes, strict=True))
                 record.around(
                     kind.op, named, dtype, stream, lambda: run(stream, [*inputs, *outputs], workspace)
                 )  # fmt: skip

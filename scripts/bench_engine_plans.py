@@ -72,13 +72,19 @@ def inputs(config: BertConfig, shape: Shape, layout: str, seed: int = 1) -> dict
     random = np.random.default_rng(seed)
     rows = (shape.batch, shape.length)
     ids = random.integers(0, config.vocabulary, rows, np.int32)
-    segments = np.broadcast_to(np.arange(shape.length, dtype=np.int32) >= shape.length // 3, rows).astype(np.int32)
+    return given(ids, layout)
+
+
+def given(ids: np.ndarray, layout: str) -> dict[str, np.ndarray]:
+    """A network's inputs for ids int32 [B, S] without padding: the first third of a sequence is its first segment."""
+    batch, length = ids.shape
+    segments = np.broadcast_to(np.arange(length) >= length // 3, ids.shape).astype(np.int32)
     if layout == "padded":
-        return {"token_ids": ids, "segment_ids": segments, "padding_mask": np.ones(rows, np.int32)}
+        return {"token_ids": ids, "segment_ids": segments, "padding_mask": np.ones(ids.shape, np.int32)}
     return {
         "token_ids": ids.reshape(-1), "segment_ids": segments.reshape(-1),
-        "position_ids": np.tile(np.arange(shape.length, dtype=np.int32), shape.batch),
-        "cu_seqlens": np.arange(shape.batch + 1, dtype=np.int32) * shape.length,
+        "position_ids": np.tile(np.arange(length, dtype=np.int32), batch),
+        "cu_seqlens": np.arange(batch + 1, dtype=np.int32) * length,
     }  # fmt: skip
 
 
@@ -245,7 +251,18 @@ class Opened:
             raise RuntimeError(f"TensorRT cannot read the plan it built: {self._said()}")
 
     def entrant(self, device: Device, given: dict[str, np.ndarray], shape: tuple[int, int], dtype: Any) -> Entrant:
-        """A context of its own for these inputs, run once plainly, then captured, then replayed over poison."""
+        """`entrant_of` for an encoder without a head; its output is the array."""
+        entrant = self.entrant_of(device, given, {"encoded": (shape, dtype)})
+        entrant.output = entrant.output["encoded"]
+        return entrant
+
+    def entrant_of(
+        self, device: Device, given: dict[str, np.ndarray], outputs: dict[str, tuple[tuple[int, ...], Any]]
+    ) -> Entrant:
+        """A context of its own for these inputs, run once plainly, then captured, then replayed over poison.
+
+        outputs: name -> shape, dtype. The entrant's output is a float32 array for each.
+        """
         config, cache = tensorrt_flavour.runtime_config(self._trt, self._engine)
         with registration.registered(self._trt, self._names, self._kernels):
             context = self._engine.create_execution_context(config)
@@ -254,9 +271,10 @@ class Opened:
         for name, array in given.items():
             self._must(context.set_input_shape(name, array.shape), f"the shape {array.shape} of {name}")
             self._must(context.set_tensor_address(name, device.upload(array)), f"an address for {name}")
-        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        address = device.empty(size)
-        self._must(context.set_tensor_address("encoded", address), "an address for encoded")
+        sizes = {name: int(np.prod(shape)) * np.dtype(dtype).itemsize for name, (shape, dtype) in outputs.items()}
+        places = {name: device.empty(size) for name, size in sizes.items()}
+        for name, address in places.items():
+            self._must(context.set_tensor_address(name, address), f"an address for {name}")
 
         def run() -> None:
             self._must(context.execute_async_v3(device.stream), "to run")
@@ -264,9 +282,13 @@ class Opened:
         run()  # TensorRT and the plugins prepare themselves for the shape, which a capture would not allow
         device.wait()
         captured = device.capture(run)
-        device.poison(address, size)
+        for name, size in sizes.items():
+            device.poison(places[name], size)
         captured.replay()
-        output = device.download(address, shape, dtype).astype(np.float32)
+        output = {
+            name: device.download(places[name], shape, dtype).astype(np.float32)
+            for name, (shape, dtype) in outputs.items()
+        }
         return Entrant(captured.replay, device.stream, output, keep=(context, cache, self))
 
     def _must(self, done: bool, what: str) -> None:

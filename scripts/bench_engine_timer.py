@@ -1,8 +1,12 @@
-"""One timer for everything that `bench_engine` compares: CUDA graphs, whoever captured them, taking turns."""
+"""One timer for all that `bench_engine` and `compare` compare: CUDA graphs, whoever captured them, taking turns.
+
+What is no graph on a stream (anything on a CPU; ONNX Runtime, which waits for its own) is timed by the host's clock.
+"""
 
 import itertools
 import math
 import random
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,19 +22,21 @@ ALONE_MS = 300.0  # of an entrant's replays with nothing between them, after as 
 
 @dataclass
 class Entrant:
-    """Something ready to be timed: `replay()` puts one forward pass on `stream`."""
+    """Something ready to be timed: `replay()` puts one forward pass on `stream`; None: it is done when it returns."""
 
     replay: Callable[[], Any]
-    stream: int
-    output: np.ndarray  # float32 [B * S, H], of one replay over poisoned memory
+    stream: int | None
+    output: Any  # float32 [B * S, H] or the outputs by name, of one replay over poisoned memory
     keep: Any = field(default=None, repr=False)  # what the replay needs alive
 
 
-def milliseconds(stream: int, replay: Callable[[], Any], samples: int, replays: int) -> np.ndarray:
+def milliseconds(stream: int | None, replay: Callable[[], Any], samples: int, replays: int) -> np.ndarray:
     """[samples] time of one replay on the GPU, each the mean of `replays` in a row; nobody waits before the end.
 
     A replay before them, which does not count, keeps the GPU busy while the host prepares the first one that does.
     """
+    if stream is None:
+        return _by_the_hosts_clock(replay, samples, replays)
     cuda = driver()
     events = [check(cuda.cuEventCreate(0), "making an event") for _ in range(samples + 1)]
     replay()
@@ -44,6 +50,16 @@ def milliseconds(stream: int, replay: Callable[[], Any], samples: int, replays: 
     taken = [check(cuda.cuEventElapsedTime(*pair), "reading the time") / replays for pair in apart]
     for event in events:
         check(cuda.cuEventDestroy(event), "destroying an event")
+    return np.array(taken)
+
+
+def _by_the_hosts_clock(replay: Callable[[], Any], samples: int, replays: int) -> np.ndarray:
+    taken = []
+    for _ in range(samples):
+        begin = time.perf_counter()
+        for _ in range(replays):
+            replay()
+        taken.append(1000 * (time.perf_counter() - begin) / replays)
     return np.array(taken)
 
 

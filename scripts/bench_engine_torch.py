@@ -1,11 +1,12 @@
-"""The same encoder in plain PyTorch, eager and compiled: what `bench_engine` measures the plans against.
+"""The same encoder in plain PyTorch, eager and compiled: what `bench_engine` and `compare` measure engines against.
 
-The one file that imports torch, which is no dependency: it is used where it is installed. Attention is PyTorch's own
+The one file that imports torch for them, which is no dependency: it is used where it is installed. Attention is PyTorch's own
 `scaled_dot_product_attention`, products have their bias, as anybody would write it.
 """
 
 import importlib
 import importlib.util
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ MODES = {
 def load() -> Any:
     """The module. Raises: UserError where it is missing."""
     if importlib.util.find_spec("torch") is None:
-        raise UserError("torch is not installed here; install it, or take --peers none")
+        raise UserError("torch is not installed here; install it, or leave it out of the peers")
     torch: Any = importlib.import_module("torch")
     for config, settings in (
         # A shape is a compilation; beyond the limit torch would go on uncompiled.
@@ -42,8 +43,8 @@ def load() -> Any:
     return torch
 
 
-def encoder(torch: Any, tensors: Tensors, config: BertConfig, gelu: str) -> Any:
-    """A module (token_ids, segment_ids int64 [B, S]) -> [B, S, H], with our weights, float32 on the CPU."""
+def encoder(torch: Any, tensors: Tensors, config: BertConfig, gelu: str, head: Any = None) -> Any:
+    """A module (token_ids, segment_ids int64 [B, S]) -> [B, S, H], or what the head makes of it; float32 on the CPU."""
     nn, functional = torch.nn, torch.nn.functional
     heads, size, epsilon = config.heads, config.head_size, config.layer_norm_epsilon
 
@@ -84,34 +85,47 @@ def encoder(torch: Any, tensors: Tensors, config: BertConfig, gelu: str) -> Any:
                 setattr(self, name, held(tensors[f"embeddings.{name}"]))
             self.norm = norm("embeddings.norm")
             self.layers = nn.ModuleList(Layer(index) for index in range(config.layers))
+            self.head = head(torch) if head else None
 
         def forward(self, token_ids: Any, segment_ids: Any) -> Any:
             x = functional.embedding(token_ids, self.token) + functional.embedding(segment_ids, self.segment)
             x = self.norm(x + self.position[: token_ids.shape[1]])
             for layer in self.layers:
                 x = layer(x)
-            return x
+            return self.head(x) if head else x
 
     return Encoder().eval()
 
 
 class Peers:
-    """The module of one size on GPU 0, in the precision that is timed."""
+    """The module of one size, in the precision that is timed, on GPU 0 or on the CPU.
 
-    def __init__(self, torch: Any, tensors: Tensors, config: BertConfig, precision: str) -> None:
-        self._torch, self._tensors, self._config = torch, tensors, config
+    head: (torch) -> (x [B, S, H] -> the outputs by name, float32); None for the encoder alone.
+    """
+
+    def __init__(
+        self, torch: Any, tensors: Tensors, config: BertConfig, precision: str,
+        head: Callable[[Any], Callable[[Any], dict[str, Any]]] | None = None, device: str = "cuda",
+    ) -> None:  # fmt: skip
+        self._torch, self._tensors, self._config, self._device = torch, tensors, config, device
         self._dtype = getattr(torch, precision)
+        self._head = head
         self._modules: dict[str, Any] = {}
 
-    def entrant(self, name: str, gelu: str, shape: Shape) -> Entrant:
-        """One of MODES captured for a shape on a stream of its own, with the output of a replay."""
+    def entrant(self, name: str, gelu: str, shape: Shape, given: dict[str, np.ndarray] | None = None) -> Entrant:
+        """One of MODES for a shape, with the output of a replay; on a GPU captured on a stream of its own.
+
+        given: padded inputs, of this shape; None: those of `inputs`.
+        """
         torch = self._torch
         if gelu not in self._modules:
-            module = encoder(torch, self._tensors, self._config, gelu)
-            self._modules[gelu] = module.to("cuda", self._dtype)
+            module = encoder(torch, self._tensors, self._config, gelu, self._head)
+            self._modules[gelu] = module.to(self._device, self._dtype)
         call = compiled(torch, self._modules[gelu], MODES[name])
-        given = inputs(self._config, shape, "padded")
-        ids = [torch.from_numpy(given[key].astype(np.int64)).to("cuda") for key in ("token_ids", "segment_ids")]
+        given = given or inputs(self._config, shape, "padded")
+        ids = [torch.from_numpy(given[key].astype(np.int64)).to(self._device) for key in ("token_ids", "segment_ids")]
+        if self._device == "cpu":
+            return self._on_the_cpu(call, ids)
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())  # the copies are there
         with torch.no_grad():
@@ -128,11 +142,24 @@ class Peers:
                 graph.replay()
 
         with torch.cuda.stream(stream):
-            y.fill_(float("nan"))
+            for tensor in y.values() if isinstance(y, dict) else (y,):
+                tensor.fill_(float("nan"))
         replay()
         stream.synchronize()
-        output = y.float().cpu().numpy().reshape(-1, self._config.hidden)
-        return Entrant(replay, stream.cuda_stream, output, keep=(graph, call, ids, y))
+        return Entrant(replay, stream.cuda_stream, self._numpy(y), keep=(graph, call, ids, y))
+
+    def _on_the_cpu(self, call: Any, ids: list) -> Entrant:
+        def run() -> Any:
+            with self._torch.no_grad():
+                return call(*ids)
+
+        run()
+        return Entrant(run, None, self._numpy(run()))
+
+    def _numpy(self, y: Any) -> Any:
+        if isinstance(y, dict):
+            return {name: tensor.float().cpu().numpy() for name, tensor in y.items()}
+        return y.float().cpu().numpy().reshape(-1, self._config.hidden)
 
 
 def compiled(torch: Any, module: Any, mode: str | None) -> Any:

@@ -2,40 +2,47 @@
 
     full        random ids, every sequence as long as the row says, so nothing is padding: latency of `Session.run` from
                 host memory to host memory, and sequences a second with two batches under way
+    window      --data: one window of a question at a time, from tokens to logits: batch 1 at real lengths
     question    --data: one question at a time, all of its windows in one batch; latency as a caller sees it
-    all         --data: all questions at once, in the largest batches that the engine takes; windows a second
+    all         --data: all questions over and over, in the largest batches that the engine takes
 
-The last two stand there twice: from text to the answer, and from tokens to logits ("no" under text). Every case runs
-in several rounds of random order, so that a machine that slows down slows all of them. Percentiles are of single runs;
-with fewer than 100 of them p99 is the slowest or nearly so.
+A sequence is a window: a question whose passage fits into one counts once, others as often as the line above the table
+says. "yes" under text is from text to the answer, "no" from tokens to logits; both have the copies to the GPU and back
+and the packing of batches in them. Every case runs in several rounds of random order, so that a machine that slows down
+slows all of them. Percentiles are of single runs; with fewer than 100 of them p99 is the slowest or nearly so.
+
+`--compare` times the engine's network beside other runtimes instead. They are none of serving's business, and one of
+them is PyTorch, so that is `scripts/compare.py`, in a process of its own.
 """
 
 import csv
 import datetime
-import itertools
+import json
 import random
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+import subprocess
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
 from configs import command
-from configs.errors import UserError
+from configs.errors import UsageError, UserError
 from configs.options import setting
-from data import squad
+from serve.bench_cases import full, real
+from serve.bench_profile import profile
 from serve.config import EngineConfig
-from serve.packed import Packed, check
 from serve.reader import Reader
 from serve.session import Session
 
-SHOWN = ("case", "text", "batch", "length", "runs", "p50_ms", "p95_ms", "p99_ms", "sequences_per_s", "tokens_per_s")
+SHOWN = (
+    "case", "text", "batch", "length", "runs", "p50_ms", "p90_ms", "p95_ms", "p99_ms", "sequences_per_s",
+    "tokens_per_s",
+)  # fmt: skip
 COLUMNS: list[str] = [*SHOWN, "layout", "precision", "runtime", "device", "why", "versions", "engine", "date"]
 ROUNDS = 4
-WARM = 3  # TensorRT: the first run of a shape prepares, the next two capture a graph in either slot
-VARIANTS = 4  # different ids of one shape
+PEERS = ("torch", "ort", "trt")
+ROOT = Path(__file__).parent.parent
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,7 @@ class BenchConfig(EngineConfig):
     Example:
 
       python -m serve.bench --engine engines/student --data dev-v1.1.json.gz --limit 500 --out results/serve.csv
+      python -m serve.bench --engine engines/student --compare torch,trt --batches 1 8 32 --out results/compare.csv
     """
 
     batches: tuple[int, ...] = setting((1, 8, 32), help="sequences a batch; what the engine does not take is left out")
@@ -55,52 +63,33 @@ class BenchConfig(EngineConfig):
     seed: int = setting(1, least=0, help="of ids and of the order")
     out: str | None = setting(None, help="CSV to write")
     profile: bool = setting(False, help="tell instead which plugin takes how long, on a GPU")
+    compare: str | None = setting(
+        None,
+        help="time the network beside peers instead: torch (compiled, and eager), ort (ONNX Runtime), trt (TensorRT "
+        "without plugins); several with commas. On a GPU all but ort are CUDA graphs; a picture goes beside --out",
+    )
+    compile_modes: tuple[str, ...] = setting(
+        ("default", "max-autotune"), help="with --compare torch: modes of torch.compile to try; the best one is named"
+    )
+    samples: int = setting(200, least=200, help="with --compare: timings of each, in random order after a warm-up")
+    minutes: float = setting(8.0, above=0.0, help="with --compare: after which nothing more is begun")
 
+    def __post_init__(self):
+        names = self.peers()
+        if wrong := [name for name in names if name not in PEERS]:
+            raise UsageError(f"--compare: no peer {wrong[0]!r}; there are {', '.join(PEERS)}, several with commas")
+        if names and (self.profile or self.data):
+            raise UsageError("--compare stands alone; leave --profile and --data out")
 
-@dataclass
-class Case:
-    """One row. `once` does the work a single time; `stream` yields once it is under way, then after every piece."""
-
-    row: dict
-    sequences: float  # of one piece of work, on average
-    tokens: float
-    once: Callable[[], object] | None
-    stream: Callable[[], Iterator[object]]
-    times: list[float] = field(default_factory=list)  # seconds of single runs
-    done: int = 0  # pieces of work streamed, and the seconds they took
-    seconds: float = 0.0
-
-    def measure(self, seconds: float) -> None:
-        """One round: single runs for so long, then a stream for so long; at least one run of each."""
-        end = time.perf_counter() + seconds
-        while self.once:
-            begin = time.perf_counter()
-            self.once()
-            now = time.perf_counter()
-            self.times.append(now - begin)
-            if now > end:
-                break
-        stream = self.stream()
-        next(stream)
-        begin = time.perf_counter()
-        for _ in stream:
-            self.done += 1
-            if time.perf_counter() - begin > seconds:
-                break
-        self.seconds += time.perf_counter() - begin
-
-    def result(self) -> dict:
-        """The row with its figures."""
-        rate = self.done / self.seconds
-        figures: dict = {"runs": len(self.times) or self.done}
-        for percent in (50, 95, 99):
-            if self.times:
-                figures[f"p{percent}_ms"] = round(1000 * float(np.percentile(self.times, percent)), 3)
-        figures |= {"sequences_per_s": round(rate * self.sequences, 1), "tokens_per_s": round(rate * self.tokens)}
-        return self.row | figures
+    def peers(self) -> list[str]:
+        """Those of --compare, each once."""
+        said = (self.compare or "").split(",")
+        return list(dict.fromkeys(name.strip() for name in said if name.strip()))
 
 
 def main(config: BenchConfig) -> dict:
+    if config.compare is not None:
+        return compare(config)
     session = Session.open(
         config.engine, config.runtime, list(config.providers) or None, threads=config.threads, calls=config.calls or 1
     )  # fmt: skip
@@ -124,130 +113,30 @@ def main(config: BenchConfig) -> dict:
     return {"out": config.out, "metrics": {"runtime": session.why, "device": session.device, "rows": rows}}
 
 
-def profile(session: Session, config: BenchConfig) -> dict:
-    """Print a table for each batch and length; returns {"32 x 128": {op: microseconds}}."""
-    if session.runtime != "tensorrt":
-        raise UserError(f"--profile is for plugins on a GPU, and this is {session.why}")
-    from plugins import measure  # what it imports is more than serving needs
-    from plugins.device import Device
-
-    with Device() as device:
-        peaks = measure.bandwidth(device), measure.arithmetic(device)
-    found: dict[str, dict[str, float]] = {}
-    for length, count in itertools.product(config.lengths, config.batches):
-        ids = np.random.default_rng(config.seed).integers(0, session.manifest.sizes["vocabulary"], (count, length))
-        try:
-            rows = session.profile(Packed.of(list(ids), [[0] * length] * count))  # type: ignore[attr-defined]
-        except UserError as error:
-            print(f"left out: {count} x {length} ({error})")
-            continue
-        total = sum(row.microseconds for row in rows)
-        print(f"\n{count} x {length}: {total:,.0f} us in plugins; floors are those of {peaks[0] / 1e12:.1f} TB/s and "
-              f"{peaks[1] / 1e12:.0f} TFLOP/s")  # fmt: skip
-        print(f"{'operator':24} calls   us a run  share  floor us   of floor  shapes")
-        for row in rows:
-            floor = row.floor(*peaks)
-            print(f"{row.op:24} {row.calls:5} {row.microseconds:10.1f} {row.microseconds / total:6.1%} {floor:9.1f} "
-                  f"{floor / row.microseconds:9.1%}  {row.shapes}")  # fmt: skip
-            here = found.setdefault(f"{count} x {length}", {})
-            here[row.op] = round(here.get(row.op, 0.0) + row.microseconds, 1)
-    return found
-
-
-def full(session: Session, config: BenchConfig) -> Iterator[Case]:
-    """Random ids by batch and length."""
-    ids = np.random.default_rng(config.seed)
-    for length in config.lengths:
-        for count in config.batches:
-            sizes = session.manifest.sizes
-            tokens = ids.integers(0, sizes["vocabulary"], (VARIANTS, count, length))
-            batches = [Packed.of(list(rows), [[0] * length] * count) for rows in tokens]
-            try:
-                check(batches[0], session.manifest)
-            except UserError as error:
-                print(f"left out: {count} x {length} ({error})")
-                continue
-            for _ in range(WARM):
-                session.run(batches[0])
-            row = {"case": "full", "text": "no", "batch": count, "length": length}
-            yield Case(row, count, count * length, _one_by_one(session, batches), _pipelined(session, batches))
-
-
-def real(reader: Reader, config: BenchConfig) -> Iterator[Case]:
-    """The questions of --data, one at a time and all at once, with and without the way from and to text."""
-    session = reader.session
-    dataset = squad.read(str(config.data), limit=config.limit, split="dev")
-    features = reader.features(dataset)
-    pairs = [(example.question, example.context) for example in dataset.examples]
-    edges = np.searchsorted(features.example, np.arange(len(pairs) + 1))
-    single = [Packed.windows(features, np.arange(first, last)) for first, last in itertools.pairwise(edges)]
-    batches = [batch for batch in single if _fits(batch, session)]
-    if len(batches) < len(pairs):
-        print(f"left out of question without text: {len(pairs) - len(batches)} whose windows fit no single batch")
-    if not batches:
-        raise UserError(f"{config.data}: no question whose windows fit one batch; export with a larger --max-batch")
-    order = random.Random(config.seed).sample(range(len(pairs)), len(pairs))
-    windows, tokens = len(features) / len(pairs), float(features.length.sum()) / len(pairs)
-    mean = round(float(features.length.mean()))
-
-    turn = itertools.cycle(order)
-
-    def ask() -> object:
-        return reader.answer(*pairs[next(turn)])
-
-    def row(case: str, text: str, batch: float) -> dict:
-        return {"case": case, "text": text, "batch": round(batch, 2), "length": mean}
-
-    for _ in range(WARM):
-        reader.answer(*pairs[order[0]])
-    yield Case(row("question", "yes", windows), windows, tokens, ask, _again(ask))
-    in_batches = sum(batch.tokens for batch in batches) / len(batches)
-    alone = sum(map(len, batches)) / len(batches)
-    yield Case(
-        row("question", "no", alone), alone, in_batches, _one_by_one(session, batches),
-        _pipelined(session, batches),
-    )  # fmt: skip
-    size = len(features) / len(reader.batches(features.length))
-    total = float(features.length.sum())
-    yield Case(row("all", "yes", size), len(features), total, None, _again(lambda: reader.answer_many(pairs)))
-    yield Case(row("all", "no", size), len(features), total, None, _again(lambda: reader.logits(features)))
-
-
-def _fits(batch: Packed, session: Session) -> bool:
+def compare(config: BenchConfig) -> dict:
+    """Hand over to `scripts/compare.py`; what it prints passes by. Raises: UserError with its error."""
+    flags = ["--engine", config.engine, "--peers", *config.peers(), "--runtime", config.runtime]
+    for name in ("batches", "lengths", "compile_modes"):
+        flags += [f"--{name.replace('_', '-')}", *map(str, getattr(config, name))]
+    for name in ("seed", "samples", "minutes", "threads", "out"):
+        if (value := getattr(config, name)) is not None:
+            flags += [f"--{name}", str(value)]
+    last = ""
+    with subprocess.Popen(
+        [sys.executable, "-m", "scripts.compare", *flags], stdout=subprocess.PIPE, text=True, encoding="utf-8", cwd=ROOT
+    ) as child:
+        assert child.stdout is not None
+        for line in child.stdout:
+            if last:
+                print(last, end="", flush=True)
+            last = line
     try:
-        check(batch, session.manifest)
-    except UserError:
-        return False
-    return True
-
-
-def _one_by_one(session: Session, batches: list[Packed]) -> Callable[[], object]:
-    turn = itertools.cycle(batches)
-    return lambda: session.run(next(turn))
-
-
-def _again(work: Callable[[], object]) -> Callable[[], Iterator[object]]:
-    def stream() -> Iterator[object]:
-        yield None
-        while True:
-            yield work()
-
-    return stream
-
-
-def _pipelined(session: Session, batches: list[Packed]) -> Callable[[], Iterator[object]]:
-    """Batches back to back, the next one submitted before the last one's logits are fetched."""
-
-    def stream() -> Iterator[object]:
-        turn = itertools.cycle(batches)
-        before = session.submit(next(turn))
-        yield None
-        while True:
-            ticket = session.submit(next(turn))
-            yield session.result(before)
-            before = ticket
-
-    return stream
+        found = json.loads(last)
+    except ValueError:
+        raise UserError(f"scripts.compare ended with code {child.returncode}: {last[:300]}") from None
+    if child.returncode:
+        raise UserError(str(found.get("error")))
+    return {"out": found["out"], "metrics": found["metrics"]}
 
 
 def show(rows: list[dict]) -> None:

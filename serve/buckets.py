@@ -85,7 +85,7 @@ class Buckets:
         return padded_bucket(count, _at_least(self._lengths, int(batch.lengths.max())), self._outputs)
 
     def keys(self) -> list[tuple[int, int]]:
-        """Of all buckets: packed (tokens, sequences), with the fewest sequences that hold so many; padded (rows, length)."""
+        """Packed: every (tokens, the fewest sequences that hold so many); padded: every (rows, length)."""
         if not self._tokens:
             return [(rows, length) for rows in self._counts for length in self._lengths]
         fewest = [(tokens, -(-tokens // self._longest)) for tokens in self._tokens]

@@ -1,5 +1,7 @@
 """export/algorithms.py on a session of ONNX Runtime and a made-up choice: every size is met, and the folder says it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import serve_kit
@@ -7,6 +9,7 @@ import serve_kit
 from configs.errors import UserError
 from export import __main__ as command
 from export import algorithms
+from export.engine import Plan
 from plugins.linear import choices
 from plugins.linear.product import Product
 from serve import fitting, manifest
@@ -14,6 +17,7 @@ from serve.buckets import Buckets
 from serve.session import Session
 
 FOUND = {(128, 16, 8, "float16", False, False): np.arange(8, dtype=np.uint64)}
+PLAN = Plan(("attention", "linear"), (90,), manifest.Profile(manifest.Range(1, 1, 1), None, None))
 
 
 @pytest.fixture
@@ -42,7 +46,7 @@ def test_one_batch_for_every_size_class_of_the_profile(tmp_path, layout):
 def test_the_choices_are_written_into_the_folder_and_offered_when_it_is_opened(said, monkeypatch, tmp_path):
     monkeypatch.setattr(choices, "_offered", {})
     folder = serve_kit.write(tmp_path / "engine")
-    assert algorithms.search(folder, said.append)
+    assert algorithms.search(folder, PLAN, said.append)
     assert said == ["algorithms: 1 of cuBLASLt 130000 for 3 sizes on NVIDIA Made Up"]
     assert fitting.take_choices(manifest.read(folder), "NVIDIA Made Up") == ""  # no file that engine.json lists
     assert not choices._offered
@@ -63,7 +67,8 @@ def test_a_plan_that_does_not_run_costs_the_file_alone(said, monkeypatch, tmp_pa
 
     monkeypatch.setattr(algorithms.Session, "open", staticmethod(refuse))
     folder = serve_kit.write(tmp_path / "engine")
-    assert not algorithms.search(folder, said.append)
+    assert not algorithms.search(folder, PLAN, said.append)
+    assert not algorithms.search(folder, replace(PLAN, plugins=("attention",)), said.append)
     assert said == ["algorithms: none in the folder, for the plan did not run: no GPU"]
     assert not (folder / choices.FILE).exists()
 
@@ -75,7 +80,7 @@ def test_export_times_them_only_where_the_plans_gpu_is(monkeypatch, tmp_path):
     run = kit.run(tmp_path / "run")
     asked = []
 
-    def search(folder, say):
+    def search(folder, plan, say):
         asked.append(sorted(path.name for path in folder.iterdir()))
         choices.write(folder / choices.FILE, "NVIDIA Made Up", 130000, FOUND)
         return True

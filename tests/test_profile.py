@@ -4,8 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from plugins import profile, registration
+from plugins import plugin, profile, registration
 from plugins.profile import moved, operations, recording
+from serve import bench_profile
 
 LINEAR = {"x": (128, 64), "weight": (64, 192), "bias": (192,), "y": (128, 192)}
 
@@ -60,12 +61,56 @@ def test_calls_of_the_same_shapes_are_one_row_and_the_slowest_stands_first(monke
     assert clock.live == 0
 
 
+def test_what_cannot_be_timed_or_has_no_floor_costs_its_own_cell_alone(monkeypatch, capsys):
+    class Failing(Clock):
+        def cuEventElapsedTime(self, begin, end):  # noqa: N802
+            return (1,) if end.at - begin.at == 5.0 else super().cuEventElapsedTime(begin, end)
+
+        def cuEventRecord(self, event, stream):  # noqa: N802
+            return (2,) if stream == 8 else super().cuEventRecord(event, stream)
+
+    clock, called = Failing(), []
+    monkeypatch.setattr(profile, "driver", lambda: clock)
+
+    def takes(milliseconds):
+        called.append(milliseconds)
+        clock.now += milliseconds
+
+    def engine():
+        record.around("linear", LINEAR, "float16", 7, lambda: takes(2.0))
+        record.around("gelu", {"x": (8, 16), "y": (8, 16)}, "float16", 7, lambda: takes(5.0))
+        record.around("skip_layer_norm", {"x": (8, 16), "y": (8, 16)}, "float16", 8, lambda: takes(1.0))
+        record.around("unheard_of", {"x": (8, 16), "y": (8, 16)}, "float16", 7, lambda: takes(0.5))
+        takes(3.0)
+
+    with recording() as record:
+        for _ in range(2):
+            record.around_run(7, engine)
+        record.forget(1)
+    rows = record.rows([128])
+    assert called == 2 * [2.0, 5.0, 1.0, 0.5, 3.0]
+    assert [row.op for row in rows] == ["linear", "unheard_of", "gelu", "skip_layer_norm", profile.REST]
+    found = bench_profile.table("1 x 8", rows, (1e12, float("nan")))
+    assert found == {"linear": 2000.0, "unheard_of": 500.0, profile.REST: 9000.0}
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith("1 x 8: 11,500 us")
+    assert sum("-" in line.split("[")[0] for line in lines[3:]) == 5
+
+
 def test_bytes_are_those_that_must_be_moved_and_operations_those_of_the_products():
     assert moved("linear", LINEAR, "float16") == 2 * (128 * 64 + 64 * 192 + 192 + 128 * 192)
     tables = {"token_ids": (9,), "token_table": (30000, 64), "gamma": (64,), "y": (9, 64)}
     assert moved("embed_layer_norm", tables, "float16") == 2 * (9 + 9 * 64 + 64 + 9 * 64)
     assert operations("attention", {"qkv": (12, 192), "where": (3,), "y": (12, 64)}, [8, 4]) == 4 * 64 * (64 + 16)
     assert operations("skip_layer_norm", {"x": (12, 64), "y": (12, 64)}, [12]) == 0
+
+
+def test_a_plugin_with_two_outputs_is_timed_like_any_other():
+    """By the names that `registration` gives shapes: those of skip_layer_norm8 are seven, not six."""
+    kind = plugin("skip_layer_norm8")
+    assert [*kind.inputs, *kind.outputs][-2:] == ["y", "q"]
+    shapes = {name: (8, 16) if name in ("x", "residual", "y", "q") else (16,) for name in (*kind.inputs, *kind.outputs)}
+    assert moved("skip_layer_norm8", shapes, "float16") == 8 * 16 * (2 + 2 + 2 + 1) + 16 * 3 * 2
 
 
 def test_an_exception_in_a_plugin_is_logged_with_its_name_and_goes_on(caplog):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import subprocess
 import sys
 import time
@@ -12,7 +13,9 @@ import serve_kit
 
 from configs import options
 from configs.errors import UserError
-from serve import bench
+from data import squad
+from serve import bench, bench_cases
+from serve.reader import Reader
 from serve.session import Session
 
 ROOT = Path(__file__).parent.parent
@@ -32,13 +35,14 @@ def test_rows_by_batch_and_length_and_on_questions_go_to_the_table_and_the_csv(t
     shapes = [(row["batch"], row["length"]) for row in rows if row["case"] == "full"]
     assert shapes == [(1, 8), (4, 8), (1, 30), (4, 30)]
     assert [(row["case"], row["text"]) for row in rows[4:]] == [
-        ("question", "yes"), ("question", "no"), ("all", "yes"), ("all", "no")
+        ("window", "no"), ("question", "yes"), ("question", "no"), ("all", "yes"), ("all", "no")
     ]  # fmt: skip
     for row in rows:
         assert row["runs"] >= bench.ROUNDS
         assert row["sequences_per_s"] > 0
         assert ("p50_ms" in row) == (row["case"] != "all")
-        assert row.get("p50_ms", 0) <= row.get("p99_ms", 0)
+        assert row.get("p50_ms", 0) <= row.get("p90_ms", 0) <= row.get("p99_ms", 0)
+    assert (rows[4]["batch"], rows[4]["runs"] > 4) == (1, True)
     with open(out, newline="", encoding="utf-8") as file:
         written = list(csv.DictReader(file))
     assert len(written) == len(rows)
@@ -47,6 +51,7 @@ def test_rows_by_batch_and_length_and_on_questions_go_to_the_table_and_the_csv(t
     shown = capsys.readouterr().out
     assert "runtime: ONNX Runtime" in shown
     assert "left out of question without text: 1 whose windows" in shown
+    assert re.search(r"dev.json: 3 questions in 18 windows, 6\.000 each, of 24 tokens on average and 24 at", shown)
     assert f"{rows[0]['p50_ms']:,}" in shown
 
 
@@ -69,7 +74,7 @@ def test_nothing_to_measure_is_an_error(tmp_path):
 def test_throughput_counts_exactly_the_work_done_in_the_time(monkeypatch, tmp_path):
     """Work of known length on a clock of our own: 10 ms a run, so 100 batches of 4 sequences a second."""
     clock = [0.0]
-    monkeypatch.setattr(bench.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(bench_cases.time, "perf_counter", lambda: clock[0])
     session = Session.open(serve_kit.write(tmp_path / "engine"))
     real = session._compute
 
@@ -79,18 +84,35 @@ def test_throughput_counts_exactly_the_work_done_in_the_time(monkeypatch, tmp_pa
 
     session._compute = slow  # type: ignore[method-assign]
     batches = [serve_kit.batch(5, 5, 5, 5)]
-    case = bench.Case({}, 4, 20, bench._one_by_one(session, batches), bench._pipelined(session, batches))
+    once, stream = bench_cases._one_by_one(session, batches), bench_cases._pipelined(session, batches)
+    case = bench_cases.Case({}, 4, 20, once, stream)
     for _ in range(3):
         case.measure(0.2)
     found = case.result()
     assert (found["p50_ms"], found["p99_ms"]) == (10.0, 10.0)
     assert found["sequences_per_s"] == pytest.approx(400.0)
     assert found["tokens_per_s"] == 2000
-    whole = bench.Case({}, 7, 70, None, bench._again(lambda: slow(batches[0])))
+    whole = bench_cases.Case({}, 7, 70, None, bench_cases._again(lambda: slow(batches[0])))
     for _ in range(3):
         whole.measure(0.05)
     assert whole.result()["sequences_per_s"] == pytest.approx(700.0)
     assert time.perf_counter() == clock[0]
+
+
+def test_a_pass_offline_fetches_as_many_windows_as_it_submits(tmp_path):
+    session = Session.open(serve_kit.write(tmp_path / "engine"))
+    reader = Reader(session.manifest.folder, session=session)
+    features = reader.features(squad.read(str(questions(tmp_path)), split="dev"))
+    groups, fetched, submitted = reader.batches(features.length), [], []
+    submit, result = session.submit, session.result
+    session.submit = lambda batch: submitted.append(len(batch)) or submit(batch)  # type: ignore[method-assign]
+    session.result = lambda ticket: fetched.append(1) or result(ticket)  # type: ignore[method-assign]
+    stream = bench_cases._offline(session, features, groups)()
+    next(stream)
+    for passes in (1, 2):
+        next(stream)
+        assert (len(fetched), len(submitted)) == (passes * len(groups), passes * len(groups) + 1)
+    assert sum(submitted[: len(groups)]) == len(features)
 
 
 def test_the_last_line_is_for_machines(tmp_path):

@@ -75,6 +75,17 @@ def test_a_shape_runs_plainly_once_and_then_by_a_graph_for_each_slot(manifests):
     assert tested.notes == ["2 CUDA graphs captured for 2 shapes"]
 
 
+def test_what_is_warmed_has_a_graph_in_either_slot(manifests):
+    tested, cuda, plan = session(manifests["packed"])
+    batches = [serve_kit.batch(*lengths) for lengths in ((5, 6), (7, 3), (60, 40, 30))]  # of two buckets
+    tested.warm(batches)
+    assert cuda.captured == 4
+    before = len(plan.executed)
+    for batch in batches + batches[::-1]:
+        assert_right(tested.run(batch), batch)
+    assert len(plan.executed) == before
+
+
 def test_the_number_of_graphs_is_bounded_and_the_one_unused_for_longest_goes(manifests):
     tested, cuda, plan = session(manifests["packed"], most_graphs=4)
 
