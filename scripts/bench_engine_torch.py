@@ -1,7 +1,7 @@
 """The same encoder in plain PyTorch, eager and compiled: what `bench_engine` and `compare` measure engines against.
 
-The one file that imports torch for them, which is no dependency: it is used where it is installed. Attention is PyTorch's own
-`scaled_dot_product_attention`, products have their bias, as anybody would write it.
+The one file that imports torch for them, which is no dependency: it is used where it is installed. Attention is
+PyTorch's own `scaled_dot_product_attention`, products have their bias, as anybody would write it.
 """
 
 import importlib
