@@ -144,7 +144,7 @@ def measure(config: CompareConfig, entrants: Entrants, peaks: compare_floor.Peak
                 error = worst_error(entrant.output, reference)
                 right = "right" if error <= WRONG[precision] else "wrong"
                 floor = peaks.floor_ms(entrants.network.config, shape, precision)
-                row |= {"error": f"{error:.2g}", "verdict": right, "floor_ms": f"{floor:.4f}"}
+                row |= {"error": f"{error:.2g}", "verdict": right, "floor_ms": f"{floor:.4g}"}
                 ready.append((row, entrant))
             print(f"{shape} {name}: {row['verdict']}, {time.monotonic() - begin:.1f} s", flush=True)
         timed(ready, config.samples, shape)
@@ -185,19 +185,19 @@ def table(rows: list[dict]) -> dict[str, dict[str, float]]:
         here = [row for row in rows if (row["batch"], row["length"]) == shape]
         title = f"{shape[0]} x {shape[1]}"
         ours = next((float(r["p50_ms"]) for r in here if r["entrant"] == OURS and "p50_ms" in r), float("nan"))
-        print(f"\n{title:30} precision   p50 ms   (p20 to p90)        sequences/s  of floor  x ours  error")
+        print(f"\n{title:33} precision   p50 ms   (p20 to p90)        sequences/s  of floor  x ours  error")
         for row in here:
             name = row["entrant"] + (" *" if row["best"] else "")
             if "p50_ms" not in row:
-                print(f"  {name:28} {row['precision']:9} {row['verdict']}")
+                print(f"  {name:31} {row['precision']:9} {row['verdict']}")
                 continue
             p50 = float(row["p50_ms"])
             spread = f"({row['p20_ms']} to {row['p90_ms']})"
             note = "" if row["verdict"] == "right" else f"  {row['verdict'].upper()}"
-            print(f"  {name:28} {row['precision']:9} {p50:8.4f}   {spread:20} {float(row['sequences_per_s']):10,.0f} "
+            print(f"  {name:31} {row['precision']:9} {p50:8.4f}   {spread:20} {float(row['sequences_per_s']):10,.0f} "
                   f"{row['percent_of_floor']:>8} % {p50 / ours:7.2f}  {row['error']}{note}")  # fmt: skip
             found.setdefault(title, {})[row["entrant"]] = p50
-        print(f"  {'floor':28} {here[0]['precision']:9} {float(here[0].get('floor_ms', 'nan')):8.4f}")
+        print(f"  {'floor':31} {here[0]['precision']:9} {float(here[0].get('floor_ms', 'nan')):8.4f}")
     if any(row["best"] for row in rows):
         print("* the best mode of torch.compile for that shape")
     return found

@@ -73,7 +73,7 @@ def floors(rows: list[dict]) -> dict[str, list[tuple[int, float]]]:
     for kind in kinds:
         points = {int(r["batch"]): float(r["floor_ms"]) for r in rows if r["precision"] == kind}
         label = "floor" if len(kinds) == 1 else f"floor, {kind}"
-        found[label] = sorted((batch, point) for batch, point in points.items() if point == point)
+        found[label] = sorted((batch, point) for batch, point in points.items() if point > 0)
     return found
 
 
