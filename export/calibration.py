@@ -9,6 +9,7 @@ The windows are training questions: scales that were fitted to the questions of 
 the root mean square of the logits' differences, relative to how the logits vary within their windows.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -104,16 +105,17 @@ def calibrate(
 
     some = held[:: max(1, len(held) // ALONE)][:ALONE]
     alone = simulation.logits(features, some, {})
-    for name in tqdm(candidates, "each product alone", unit="product", leave=False):
-        decisions[name] |= {
-            "scale": scales[name],
-            "error_alone": relative_error(simulation.logits(features, some, {name: scales[name]}), alone),
-        }
+    limit = error if error < 1.0 else math.inf  # nothing goes back then, so nothing is asked alone, which takes long
+    for name in candidates:
+        decisions[name]["scale"] = scales[name]
+    for name in tqdm(candidates if limit < math.inf else (), "each product alone", unit="product", leave=False):
+        one = {name: scales[name]}
+        decisions[name]["error_alone"] = relative_error(simulation.logits(features, some, one), alone)
 
     def whole(scales: dict[str, float]) -> float:
         return relative_error(simulation.logits(features, held, scales), reference)
 
-    left, reached = _within(error, scales, decisions, whole)
+    left, reached = _within(limit, scales, decisions, whole)
     for name in candidates:
         if name in left:
             decisions[name] |= {"precision": format, "why": _why(times, name)}

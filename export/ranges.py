@@ -16,6 +16,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from data.batches import Windows
+from export.files import EXTERNAL_FROM, EXTERNAL_TENSOR
 from export.runners import ONNX_TOKENS, ONNX_WINDOWS, inputs_of, real
 from plugins import formats
 from serve.packed import Packed, cut
@@ -83,17 +84,23 @@ def product_of(node: onnx.NodeProto) -> str:
 
 
 def session(model: onnx.ModelProto, folder: Path):
-    """An ONNX Runtime session of a changed model.onnx, whose weights may lie in a file beside it in the folder."""
+    """An ONNX Runtime session of a changed model.onnx, whose weights may lie in a file beside it in the folder.
+
+    The model is not to be used afterwards: where it is too large for one file its weights have moved.
+    """
     import onnxruntime as ort
 
-    path = folder / "calibration.onnx"
-    onnx.save_model(model, str(path))
+    path, data = folder / "calibration.onnx", folder / "calibration.onnx.data"
+    large = sum(len(tensor.raw_data) for tensor in model.graph.initializer) >= EXTERNAL_FROM
+    where = {"all_tensors_to_one_file": True, "location": data.name, "size_threshold": EXTERNAL_TENSOR} if large else {}
+    onnx.save_model(model, str(path), save_as_external_data=large, **where)
     options = ort.SessionOptions()
     options.log_severity_level = 3  # errors
     try:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     finally:
         path.unlink()
+        data.unlink(missing_ok=True)
 
 
 def mark(model: onnx.ModelProto) -> dict[str, str]:

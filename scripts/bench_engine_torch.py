@@ -85,14 +85,14 @@ def encoder(torch: Any, tensors: Tensors, config: BertConfig, gelu: str, head: A
                 setattr(self, name, held(tensors[f"embeddings.{name}"]))
             self.norm = norm("embeddings.norm")
             self.layers = nn.ModuleList(Layer(index) for index in range(config.layers))
-            self.head = head(torch) if head else None
+            self.head: Any = head(torch) if head else None
 
         def forward(self, token_ids: Any, segment_ids: Any) -> Any:
             x = functional.embedding(token_ids, self.token) + functional.embedding(segment_ids, self.segment)
             x = self.norm(x + self.position[: token_ids.shape[1]])
             for layer in self.layers:
                 x = layer(x)
-            return self.head(x) if head else x
+            return x if self.head is None else self.head(x)
 
     return Encoder().eval()
 

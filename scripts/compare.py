@@ -32,7 +32,7 @@ from plugins.device import Device
 from scripts import compare_floor
 from scripts.bench_engine import driver_version
 from scripts.bench_engine_plans import Shape
-from scripts.bench_engine_timer import Entrant, take_turns
+from scripts.bench_engine_timer import Entrant, alone, take_turns
 from scripts.compare_entrants import MODES, OURS, Entrants
 from scripts.compare_network import Network, worst_error
 from scripts.compare_plot import draw
@@ -46,7 +46,8 @@ WRONG = {"float32": 1e-3, "float16": 0.15, "bfloat16": 1.0, "float8": 2.5, "int8
 FIGURES = ("p20_ms", "p50_ms", "p90_ms", "p99_ms")
 COLUMNS = (
     "started", "engine", "entrant", "best", "precision", "batch", "length", *FIGURES, "sequences_per_s", "floor_ms",
-    "percent_of_floor", "error", "verdict", "samples", "replays", "spread_percent", "clock_mhz", "power_w", "peaks",
+    "percent_of_floor", "error", "verdict", "samples", "replays", "spread_percent", "alone_ms",
+    "clock_mhz", "power_w", "peaks",
     "device", "driver", "versions", "date",
 )  # fmt: skip
 
@@ -160,9 +161,11 @@ def timed(ready: list[tuple[dict, Entrant]], samples: int, shape: Shape) -> None
     """Take turns, and put the figures into the rows."""
     with compare_floor.clocks() as clocks:
         taken = take_turns([entrant for _, entrant in ready], samples)
-    for (row, _), (times, replays) in zip(ready, taken, strict=True):
+    for (row, entrant), (times, replays) in zip(ready, taken, strict=True):
         figures = np.percentile(times, (20, 50, 90, 99))
         row |= {name: f"{value:.4f}" for name, value in zip(FIGURES, figures, strict=True)} | clocks.text()
+        if entrant.stream is not None:  # at the clock that it has for itself
+            row["alone_ms"] = f"{alone(entrant, figures[1]):.4f}"
         medians = np.median(times, axis=1)
         row |= {
             "sequences_per_s": f"{1000 * shape.batch / figures[1]:.1f}", "samples": times.size, "replays": replays,

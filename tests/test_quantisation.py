@@ -1,6 +1,7 @@
 """8-bit products in export: ranges and scales, the simulation, the choice of products, the graph, the whole command."""
 
 import json
+import shutil
 from dataclasses import replace
 from typing import Any
 
@@ -109,6 +110,21 @@ def test_the_simulation_is_the_8_bit_graph(home, asked, format, channels, gelu, 
     assert calibration.relative_error(simulation.logits(asked.features, rows, some.scales), exact) < off / 2
 
 
+def test_a_simulation_too_large_for_one_file_says_the_same(home, asked, tmp_path, monkeypatch):
+    """BERT-large's has two sets of weights, more than the 2 GiB that a protocol buffer holds."""
+    shutil.copy(home / "model.onnx", tmp_path / "model.onnx")
+    rows, scales = np.arange(3), all_of("float8").scales
+    found = []
+    for limit in (1 << 30, 1):
+        monkeypatch.setattr(ranges, "EXTERNAL_FROM", limit)
+        simulation = Simulation(tmp_path / "model.onnx", "packed", "float8", False)
+        found.append(simulation.logits(asked.features, rows, scales))
+        assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    for one, other in zip(*found, strict=True):
+        for a, b in zip(one, other, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
 def test_each_product_can_stay_in_16_bits():
     for left_out in names(SIZES):
         for gelu in ("erf", "tanh"):
@@ -138,6 +154,7 @@ def test_products_that_hurt_most_for_their_arithmetic_stay_until_the_error_is_sm
 
     whole, report = choose(1.0)
     assert set(whole.scales) == set(names(SIZES))
+    assert not any("error_alone" in item for item in report["products"].values())  # no limit: there is nothing to ask
     assert report["errors"][report["method"]] == min(report["errors"].values())
     assert report["error"] == pytest.approx(report["errors"][report["method"]], rel=1e-3)
     some, less = choose(report["error"] / 2)
