@@ -16,7 +16,8 @@ from configs.errors import UserError
 from export import engine, files
 from plugins.device import Device
 from scripts import bench_engine_torch
-from scripts.bench_engine_plans import Opened, Shape, given, profile
+from scripts.bench_engine_opened import Opened
+from scripts.bench_engine_plans import Shape, given, profile
 from scripts.bench_engine_timer import Entrant
 from scripts.compare_network import Network
 from serve import fitting, gpu
