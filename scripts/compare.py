@@ -90,33 +90,38 @@ def main(config: CompareConfig) -> dict:
         print(f"device: {device.name if device else f'{gpu.cpu_name()} (no plan: {why})'}", flush=True)
         peaks = compare_floor.of_gpu(device, network.manifest.precision) if device else compare_floor.of_cpu()
         print(f"floor: {peaks}", flush=True)
-        rows, left_out = measure(config, entrants, peaks)
-        notes, versions = entrants.notes, versions_of(entrants)
+        about = described(config, peaks, device)
+        rows, left_out = measure(config, entrants, peaks, about)
+        notes = entrants.notes
         del entrants  # what TensorRT holds must go before CUDA does
         gc.collect()
-    place = f"{device.name}, driver {driver_version()} (CUDA {device.driver_version})" if device else gpu.cpu_name()
-    name, _, said = place.partition(", driver ")
-    now = datetime.datetime.now()
-    same = {
-        "started": now.isoformat(timespec="seconds"), "engine": Path(config.engine).name, "peaks": str(peaks),
-        "device": name, "driver": said, "versions": versions, "date": now.date().isoformat(),
-    }  # fmt: skip
-    rows = [same | row for row in rows]
     metrics = table(rows)
     for note in notes:
         print(note)
     if left_out:
         print(f"left out for lack of time (--minutes {config.minutes:g}): {'; '.join(left_out)}")
     if config.out and rows:
-        write(Path(config.out), rows)
         print(f"picture: {draw(rows, Path(config.out).with_suffix('.png'))}")
     if bad := [f"{row['entrant']} {row['batch']}x{row['length']}" for row in rows if row["verdict"] != "right"]:
         raise UserError(f"wrong or failed: {'; '.join(bad)}; the table says how")
-    return {"out": config.out, "metrics": {"device": name, "peaks": str(peaks), "p50_ms": metrics}}
+    return {"out": config.out, "metrics": {"device": about["device"], "peaks": str(peaks), "p50_ms": metrics}}
 
 
-def measure(config: CompareConfig, entrants: Entrants, peaks: compare_floor.Peaks) -> tuple[list[dict], list[str]]:
-    """(rows, what there was no time for)."""
+def described(config: CompareConfig, peaks: compare_floor.Peaks, device: Device | None) -> dict[str, str]:
+    """What is the same in all rows."""
+    now = datetime.datetime.now()
+    return {
+        "started": now.isoformat(timespec="seconds"), "engine": Path(config.engine).name, "peaks": str(peaks),
+        "device": device.name if device else gpu.cpu_name(),
+        "driver": f"{driver_version()} (CUDA {device.driver_version})".strip() if device else "",
+        "date": now.date().isoformat(),
+    }  # fmt: skip
+
+
+def measure(
+    config: CompareConfig, entrants: Entrants, peaks: compare_floor.Peaks, about: dict[str, str]
+) -> tuple[list[dict], list[str]]:
+    """(rows, what there was no time for). The CSV is written after every shape: a GPU may be lost before the last."""
     end = time.monotonic() + 60 * config.minutes
     rows: list[dict] = []
     left_out: list[str] = []
@@ -148,8 +153,14 @@ def measure(config: CompareConfig, entrants: Entrants, peaks: compare_floor.Peak
                 row |= {"error": f"{error:.2g}", "verdict": right, "floor_ms": f"{floor:.4g}"}
                 ready.append((row, entrant))
             print(f"{shape} {name}: {row['verdict']}, {time.monotonic() - begin:.1f} s", flush=True)
-        timed(ready, config.samples, shape)
-        rows += marked(here)
+        try:
+            timed(ready, config.samples, shape)
+        except Exception as error:  # of this shape nothing can be compared
+            for row, _ in ready:
+                row["verdict"] = f"failed while it was timed: {' '.join(str(error).split())}"[:300]
+        rows += [about | {"versions": versions_of(entrants)} | row for row in marked(here)]
+        if config.out:
+            write(Path(config.out), rows)
         del ready
         gc.collect()
     if not rows and not left_out:

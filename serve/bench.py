@@ -115,12 +115,14 @@ def main(config: BenchConfig) -> dict:
 
 def compare(config: BenchConfig) -> dict:
     """Hand over to `scripts/compare.py`; what it prints passes by. Raises: UserError with its error."""
-    flags = ["--engine", config.engine, "--peers", *config.peers(), "--runtime", config.runtime]
+    flags = ["--engine", str(Path(config.engine).absolute()), "--peers", *config.peers(), "--runtime", config.runtime]
     for name in ("batches", "lengths", "compile_modes"):
         flags += [f"--{name.replace('_', '-')}", *map(str, getattr(config, name))]
-    for name in ("seed", "samples", "minutes", "threads", "out"):
+    for name in ("seed", "samples", "minutes", "threads"):
         if (value := getattr(config, name)) is not None:
             flags += [f"--{name}", str(value)]
+    if config.out:
+        flags += ["--out", str(Path(config.out).absolute())]
     last = ""
     with subprocess.Popen(
         [sys.executable, "-m", "scripts.compare", *flags], stdout=subprocess.PIPE, text=True, encoding="utf-8", cwd=ROOT
@@ -136,7 +138,7 @@ def compare(config: BenchConfig) -> dict:
         raise UserError(f"scripts.compare ended with code {child.returncode}: {last[:300]}") from None
     if child.returncode:
         raise UserError(str(found.get("error")))
-    return {"out": found["out"], "metrics": found["metrics"]}
+    return {"out": config.out, "metrics": found["metrics"]}
 
 
 def show(rows: list[dict]) -> None:

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -84,6 +85,20 @@ def compare_lines(rows) -> list[str]:
     return list(lines([row for row in rows if row["verdict"] == "right"]))
 
 
+def test_a_gpu_that_fails_while_it_is_timed_costs_that_shape(engine, tmp_path, monkeypatch):
+    real = compare.take_turns
+
+    def fails_at_first(ready, samples):
+        monkeypatch.setattr(compare, "take_turns", real)
+        raise RuntimeError("an illegal address")
+
+    monkeypatch.setattr(compare, "take_turns", fails_at_first)
+    with pytest.raises(UserError, match=r"wrong or failed: Retort 1x16; ONNX Runtime \(CPU\) 1x16; the table"):
+        run(engine, tmp_path / "c.csv")
+    rows = list(csv.DictReader((tmp_path / "c.csv").open(newline="")))
+    assert [row["verdict"] for row in rows] == 2 * ["failed while it was timed: an illegal address"] + 2 * ["right"]
+
+
 def test_serve_bench_hands_over_and_passes_the_refusal_on(engine, monkeypatch):
     with pytest.raises(UserError, match="trt needs a GPU that runs this engine's plan"):
         bench.main(settings("--engine", engine, "--compare", "trt,ort"))
@@ -105,7 +120,8 @@ def test_serve_bench_hands_over_and_passes_the_refusal_on(engine, monkeypatch):
 
     child = options.parse(compare.CompareConfig, asked[3:], "compare")
     assert (child.engine, child.peers, child.batches, child.samples) == (str(engine), ("torch", "ort"), (2, 4), 300)
-    assert (child.out, child.compile_modes, child.lengths) == ("c.csv", ("default",), (32, 128, 384))
+    assert child.out == str(Path("c.csv").absolute())
+    assert (child.compile_modes, child.lengths) == (("default",), (32, 128, 384))
 
 
 def test_on_a_gpu_all_get_the_same_ids_and_the_best_mode_of_torch_is_named(engine, tmp_path, monkeypatch, capsys):
