@@ -41,7 +41,7 @@ from serve import manifest as manifests
 from serve.packed import Packed, check
 from serve.session import RUNTIMES
 
-# Largest difference of an output over its standard deviation. Usual: 1e-5; 0.02 of 16 bits; 0.6 of 8 bits.
+# Largest difference of an output over its size. Usual: 1e-5; 0.02 of 16 bits; 0.6 of 8 bits.
 WRONG = {"float32": 1e-3, "float16": 0.15, "bfloat16": 1.0, "float8": 2.5, "int8": 2.5}
 FIGURES = ("p20_ms", "p50_ms", "p90_ms", "p99_ms")
 COLUMNS = (
