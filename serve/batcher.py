@@ -271,6 +271,7 @@ class Batcher:
                     continue
                 features, packed = request.features, request.packed
                 self._tokenising += not answer
+                cutting = not answer
             try:
                 if answer:
                     self._settle(request, finished(self.reader, request, dataset, features, packed))
@@ -280,15 +281,20 @@ class Batcher:
                 packed = Packed.windows(features, np.arange(len(features)))
                 request.text_ms, request.tokenise_ms = begin - request.arrived, time.perf_counter() - begin
                 with self._lock:
+                    # Together with the push: else the launching thread finds company on its way, waits for it, and
+                    # has to be woken twice.
+                    self._tokenising, cutting = self._tokenising - 1, False
                     if not request.over:
                         request.features, request.packed = features, packed
                         self._charged += packed.tokens - request.tokens  # what was guessed before
                         request.tokens = packed.tokens
                         self._lane.push(request)
+                    else:
+                        self._lane.changed()
             except Exception as error:
                 self._settle(request, error=error)
             finally:
-                if not answer:
+                if cutting:
                     with self._lock:
                         self._tokenising -= 1
                         self._lane.changed()

@@ -1,4 +1,4 @@
-"""How many tokens a batch should have on this device: measured when a server starts, in about a second.
+"""How many tokens a batch should have on this device: measured when a server starts, in about a second of batches.
 
 On a GPU a batch must be large to be worth its launch; on a CPU a few hundred tokens keep the cores busy, and packed
 attention written in standard ONNX gets dearer with every token more. Both show in the same figure, tokens a second.
@@ -19,6 +19,7 @@ SMALLEST = 128
 NEAR = 0.93  # of the best speed: a smaller batch that reaches it is better, since it is done sooner
 ENOUGH_S = 0.03  # of one size, where there is time for it
 WARM = 2  # pairs: TensorRT prepares a shape in its first run, then captures a graph for either of its two slots
+PREPARING_S = 15.0  # for all sizes together: a first run may compile kernels for seconds, which says nothing of speed
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,10 @@ def measure(session: Session, limit_s: float = 0.8, clock: Callable[[], float] =
 
     Sizes double from 128 tokens to what the engine takes. On TensorRT two batches are under way at a time. It ends
     early when a size is clearly slower than the best, two in a row bring nothing, or the next one, which is guessed
-    from the last, would not be done within `limit_s` of the start; the first size is measured however slow it is.
+    from the last, would not be done within `limit_s` of running (on TensorRT what prepares a shape is apart, within
+    `PREPARING_S`); the first size is measured however slow it is.
     """
-    most, begin = limits(session), clock()
+    most, begin, preparing = limits(session), clock(), 0.0
     prepared = session.runtime == "tensorrt"
     speeds: list[tuple[int, float]] = []
     tokens = min(SMALLEST, most)
@@ -49,13 +51,15 @@ def measure(session: Session, limit_s: float = 0.8, clock: Callable[[], float] =
                 session.result(ticket)
             took = clock() - start
             runs += 1
+            if runs <= warm and prepared:
+                preparing += took
             if runs > warm:  # the fastest of a few: another process disturbs one of them, never helps
                 seconds, fastest = seconds + took, min(fastest, took)
         speeds.append((tokens, sum(batch.tokens for batch in several) / fastest))
         best = max(speed for _, speed in speeds)
         fruitless = len(speeds) > 2 and max(speed for _, speed in speeds[-2:]) < 1.02 * max(s for _, s in speeds[:-2])
-        guess = 2 * fastest * (1 + WARM * prepared)
-        if tokens == most or fruitless or speeds[-1][1] < 0.8 * best or clock() - begin + guess > limit_s:
+        late = clock() - begin - preparing + 2 * fastest > limit_s or preparing > PREPARING_S
+        if tokens == most or fruitless or speeds[-1][1] < 0.8 * best or late:
             break
         tokens = min(2 * tokens, most)
     chosen, speed = next((size, speed) for size, speed in speeds if speed >= NEAR * best)

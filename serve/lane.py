@@ -98,9 +98,10 @@ class Lane:
                 # a request that is over has left the queue, so all of these have their sequences
                 parts = [w.owner.packed.take(w.index, w.index + 1) for w in windows]
                 self.under_way += 1
+            launched = time.perf_counter()  # what comes before is the queue's time, what follows the device's
             outcome = self._submitted(parts)
             with self._lock:
-                self._launched.append((windows, parts, outcome, now))
+                self._launched.append((windows, parts, outcome, launched))
                 self._fetch.notify()
 
     def _submitted(self, parts: list[Packed]) -> Ticket | Exception:

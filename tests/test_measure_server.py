@@ -8,7 +8,7 @@ import serve_kit
 
 from configs import options
 from configs.errors import UserError
-from scripts import measure_server
+from scripts import measure_server, measure_server_http
 from serve.batcher import Batcher
 from serve.load_clients import Job
 from serve.reader import Reader
@@ -42,8 +42,8 @@ def test_rates_of_every_kind_are_found_and_one_client_is_taken_apart(root, monke
     told = measure_server.main(config(root, "--padded", root / "padded", "--counts", 4, "--delays", 0,
                                       "--processes", 1))["metrics"]  # fmt: skip
     kinds = [(row["batches"], row["text"], row["over_http"]) for row in told["best"]]
-    assert kinds == [("tokens", "no", False), ("tokens", "yes", False), ("count 4", "no", False),
-                     ("count 4", "yes", False), ("tokens", "yes", True)]  # fmt: skip
+    assert kinds == [("tokens", "no", False), ("tokens", "yes", True), ("tokens", "yes", False),
+                     ("count 4", "no", False), ("count 4", "yes", False)]  # fmt: skip
     assert all(row["rate"] > 10 for row in told["best"])
     one = told["one_client"]
     assert one["http, from /metrics"] > one["total, from /metrics"] > one["compute, from /metrics"] > 0
@@ -53,6 +53,37 @@ def test_rates_of_every_kind_are_found_and_one_client_is_taken_apart(root, monke
     rows = list(csv.DictReader((root / "server.csv").open()))
     assert len(rows) > len(kinds)
     assert {row["layout"] for row in rows} == {"packed", "padded"}
+    stages = {row["what"]: row for row in csv.DictReader((root / "server_one_client.csv").open())}
+    assert float(stages["queue, from /metrics"]["mean_ms"]) == pytest.approx(one["queue, from /metrics"], abs=1e-3)
+    assert stages["queue, from /metrics"]["must_be_below_ms"] == "0.2"
+
+
+def test_what_fails_is_named_and_what_was_measured_stays(root, monkeypatch):
+    monkeypatch.setattr(measure_server.load, "TRIES", 0)
+    monkeypatch.setattr(measure_server_http, "server", lambda config: 1 / 0)
+    with pytest.raises(UserError, match=r"1 failed: one client \(ZeroDivisionError: .*; the rest is in"):
+        measure_server.main(config(root, "--no-text"))
+    rows = list(csv.DictReader((root / "server.csv").open()))
+    assert {(row["batches"], row["text"]) for row in rows} == {("tokens", "no")}
+
+
+def test_batches_that_do_not_bear_the_best_rate_so_far_are_looked_at_no_further(root):
+    with Reader(root / "packed") as reader:
+        windows: list = [*measure_server.packed(reader, [(serve_kit.QUESTION, serve_kit.PASSAGE)])]
+        limits = config(root, "--p99-ms", 1e-6)
+        (row,) = measure_server.searched("count 4", 0.0, lambda: Batcher(reader), windows, limits, 20.0)
+    assert (row["rate"], row["borne"]) == (pytest.approx(20.4), False)
+
+
+def test_a_rate_that_has_missed_the_p99_is_ended(root):
+    with Reader(root / "packed") as reader:
+        windows: list = [*measure_server.packed(reader, [(serve_kit.QUESTION, serve_kit.PASSAGE)])]
+        with Batcher(reader) as batcher:
+            sent = measure_server.offered(batcher, windows, Job("", {}, [], None, 200.0, 2.0, 1), 1e-6)
+            assert 5 < len(sent) < 250
+            assert max(one.at for one in sent) < 1.2
+            whole = measure_server.offered(batcher, windows, Job("", {}, [], None, 200.0, 0.3, 1), 1e4)
+    assert max(one.at for one in whole) > 0.25
 
 
 def test_a_device_that_stalls_is_seen_by_those_who_were_due_meanwhile(root):
