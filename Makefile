@@ -1,6 +1,6 @@
 # Everything a person or a CI machine runs. Needs CPython 3.11 to 3.13 with venv, make and PyPI; all else is set up here.
 #   make quickstart DATA=tfds:squad     real SQuAD instead of the built-in questions, where the network allows
-#   make test ARGS="-k squad -x"        arguments for pytest
+#   make test ARGS="-k squad -x"        arguments for pytest; with --pdb: JOBS=0
 #   make setup DEVICE=cpu PYTHON=python3.12
 
 SHELL := /bin/bash
@@ -9,6 +9,8 @@ LOCK := requirements/$(DEVICE).txt
 READY := .venv/ready-$(DEVICE)
 RUN := .venv/bin/python
 PORT ?= 8000
+# Processes that share the tests of `make test`, file by file; 0 for one that a debugger can stop.
+JOBS ?= 2
 # The first of these that will do, unless PYTHON says which.
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
 
@@ -53,7 +55,7 @@ check: $(READY)  ## style and types
 	$(RUN) -m pyright
 
 test: $(READY)  ## the tests that need neither a GPU nor much time
-	$(RUN) -m pytest $(ARGS)
+	$(RUN) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 test-gpu: $(READY)  ## the tests that need an NVIDIA GPU; without one they err
 	$(RUN) -m pytest -m gpu $(ARGS)

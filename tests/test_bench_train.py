@@ -1,6 +1,7 @@
 """The training bench: its CSV, its table, its PyTorch step, the kernels it counts; times themselves are not tested."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import tiny
 from configs.errors import UsageError, UserError
 from configs.options import parse
 from heads import default
-from model.config import BertConfig
+from model.config import NAMED, BertConfig
 from model.heads import HeadModel
 from scripts import bench_train, bench_train_peer, bench_train_step, bench_train_torch, profile_step
 from scripts.bench_train import BenchConfig, main, read, table, write
@@ -29,9 +30,12 @@ def row(**given) -> dict:
     return blank | {"part": "full", "framework": "retort", "model": "m", "precision": "float16"} | given
 
 
-def test_full_and_memory_write_a_row_each_and_say_what_they_are(tmp_path, capsys):
+def test_full_and_memory_write_a_row_each_and_say_what_they_are(tmp_path, capsys, monkeypatch):
     out = tmp_path / "speed.csv"
-    metrics = bench("--parts", "full", "memory", "--xla", "off", "--out", out)["metrics"]
+    small = replace(NAMED["bert-tiny"], vocabulary=1100, hidden=16, layers=1, ffn=32)
+    monkeypatch.setitem(bench_train_step.NAMED, "bert-tiny", small)
+    with tiny.eager():
+        metrics = bench("--parts", "full", "memory", "--xla", "off", "--out", out)["metrics"]
     rows = read(out)
     assert [(r["part"], r["detail"]) for r in rows] == [
         ("full", "blocks attention, no XLA"), ("memory", "blocks attention recompute, no XLA")
@@ -136,7 +140,8 @@ def test_real_windows_and_overheads_come_from_the_loop_of_train(tmp_path, monkey
     data = tmp_path / "train-24.json"
     argv = ["--parts", "real", "input", "--recipe", recipe, "--weights", tmp_path / "model", "--seeds", 1]
     argv += ["--train", data, "--dev", data, "--flags", f"buckets=2 cache={tmp_path}", "--out", tmp_path / "s.csv"]
-    bench(*argv)
+    with tiny.eager():
+        bench(*argv)
     real, *inputs = read(tmp_path / "s.csv")
     assert (real["part"], real["compiled_shapes"], real["precision"]) == ("real", "2", "float32")
     assert real["value"].startswith("F1 ")
