@@ -35,6 +35,7 @@ ARRAYS = ("token_ids", "segment_ids", "padding_mask", "start_positions", "end_po
 
 
 LIMIT_S = 600  # for PyTorch's whole run
+REPETITIONS = 5  # of an epoch; the median counts
 
 
 def jobs(part: str, config: Any, machine: hardware.Hardware) -> Iterator[tuple[str, Callable[[], Iterable[dict]]]]:
@@ -162,7 +163,7 @@ def overheads(prepared: Prepared, settings: TrainConfig, machine: hardware.Hardw
     }
     windows, base = len(prepared.features), 0.0
     for detail, measured in repeated.items():
-        seconds = float(np.median([measured() for _ in range(5)]))
+        seconds = float(np.median([measured() for _ in range(REPETITIONS)]))
         base = base or seconds
         more = "" if seconds == base else f"{100 * (seconds / base - 1):+.1f} %"
         yield {"detail": detail, "seq_per_s": round(windows / seconds, 1), "value": more}

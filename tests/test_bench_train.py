@@ -14,7 +14,7 @@ from configs.options import parse
 from heads import default
 from model.config import NAMED, BertConfig
 from model.heads import HeadModel
-from scripts import bench_train, bench_train_peer, bench_train_step, bench_train_torch, profile_step
+from scripts import bench_train, bench_train_peer, bench_train_real, bench_train_step, bench_train_torch, profile_step
 from scripts.bench_train import BenchConfig, main, read, table, write
 from train import environment, hardware
 
@@ -134,6 +134,7 @@ def test_impossible_requests_are_named(argv, named):
 
 def test_real_windows_and_overheads_come_from_the_loop_of_train(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(bench_train_real, "REPETITIONS", 1)
     tiny.arguments(tmp_path, count=24)
     recipe = tmp_path / "small.toml"
     recipe.write_text("# a test\nwindow = 64\nstride = 32\nquery = 24\nbatch_size = 8\nepochs = 2\nlog_every = 1\n")
