@@ -13,18 +13,12 @@ its kind is done, and the one client into another beside it (_one_client.csv). W
 One command for a machine with a GPU; on a CPU it runs as well, with a --p99-ms that a CPU can keep.
 """
 
-import csv
-import datetime
-import os
 import random
 import threading
 import time
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
@@ -34,7 +28,8 @@ from configs.options import setting
 from data import squad
 from scripts import measure_server_http
 from scripts.bench_batcher import UNBOUNDED, CountBatcher
-from scripts.measure_server_http import CLIENTS, MOST
+from scripts.measure_server_http import CLIENTS
+from scripts.measure_server_rows import Findings, top
 from serve import load
 from serve.batcher import Batcher, DeadlinePassed, QueueFull
 from serve.load_clients import Job, Sent
@@ -44,8 +39,6 @@ from serve.reader import Reader, as_example
 from serve.session import Session
 
 Ask = tuple[str, str] | Packed
-COLUMNS = ["batches", "text", "over_http", "delay_ms", *load.FIGURES, "borne", "budget", "layout", "layers", "hidden",
-           "runtime", "device", "data", "p99_limit_ms", "versions", "date"]  # fmt: skip
 WARM = (1, 2, 4, 8, 16, CLIENTS)  # clients of the closed loops before: batches of every size are prepared once
 HOPELESS = 1.5  # percent of all that will have been sent late: the p99 is missed, whatever comes
 BETTER = 1.02  # times the best rate so far: what a kind of batch must bear to be looked at
@@ -122,55 +115,6 @@ def main(config: MeasureConfig) -> dict:
     return found.told()
 
 
-class Findings:
-    """What was measured so far: in the files as soon as it is there, and printed at the end."""
-
-    def __init__(self, config: MeasureConfig) -> None:
-        self._config, self.rows, self.one, self.failed = config, list[dict](), dict[str, float](), list[str]()
-
-    @contextmanager
-    def kept(self, what: str) -> Iterator[None]:
-        """A piece whose failure is noted and ends no other."""
-        try:
-            yield
-        except Exception as error:
-            if not isinstance(error, UserError):
-                traceback.print_exc()
-            self.failed.append(f"{what} ({type(error).__name__}: {str(error)[:200]})")
-            print(f"failed: {self.failed[-1]}", flush=True)
-
-    def rates(self, rows: list[dict], reader: Reader, text: str, session: Session) -> list[dict]:
-        self.rows += [row | about(reader, text, session) for row in rows]
-        write(Path(self._config.out), self.rows, self._config)
-        return rows
-
-    def one_client(self, told: dict[str, float]) -> None:
-        self.one = told
-        path = Path(self._config.out)
-        rows = [{"what": name, "mean_ms": round(value, 4), "must_be_below_ms": MOST.get(name)}
-                for name, value in told.items()]  # fmt: skip
-        written(path.with_name(f"{path.stem}_one_client.csv"), ["what", "mean_ms", "must_be_below_ms"], rows)
-
-    def told(self) -> dict:
-        """Print the tables. Raises: UserError where something failed."""
-        kinds: dict[tuple, list[dict]] = {}
-        for row in self.rows:
-            name = row["batches"].partition(" ")[0]  # the best of all counts
-            kinds.setdefault((name, row["text"], row["over_http"]), []).append(row)
-        best = [top(rows) for rows in kinds.values()]
-        print("\nhighest rate with a p99 of at most", self._config.p99_ms, "ms")
-        for row in best:
-            words = f"{row['batches']:10} text {row['text']:3} {'HTTP' if row['over_http'] else '':5}"
-            print(f"{words} {row['rate'] or 0:10.1f} requests a second, p99 {row['p99_ms']} ms")
-        if self.one:
-            print("\none client, means in ms")
-            print("\n".join(f"{name:34} {value:8.3f}" + (f"  (must be below {MOST[name]})" if name in MOST else "")
-                            for name, value in self.one.items()))  # fmt: skip
-        if self.failed:
-            raise UserError(f"{len(self.failed)} failed: {'; '.join(self.failed)}; the rest is in {self._config.out}")
-        return {"out": self._config.out, "metrics": {"best": best, "one_client": self.one}}
-
-
 def packed(reader: Reader, pairs: list[tuple[str, str]]) -> list[Packed]:
     """The windows of each question, as many as one batch takes."""
     most = reader.manifest.profile.batch.most
@@ -198,13 +142,13 @@ def searched(
 
         for clients in WARM:
             first = closed(batcher, asks, min(config.seconds, 2.0) / 8, config.seed, clients) / 2
-        if not beaten:
-            return load.highest(measure, first, lambda row: row["borne"])[1]
-        tried = measure(first := round(BETTER * beaten, 3))
-        if not tried["borne"]:
-            return [tried]
-        measure_on = lambda rate: tried if rate == first else measure(rate)  # noqa: E731
-        return load.highest(measure_on, first, lambda row: row["borne"])[1]
+        tried: dict[float, dict] = {}
+        if beaten:
+            first = round(BETTER * beaten, 3)
+            tried[first] = measure(first)
+            if not tried[first]["borne"]:
+                return [tried[first]]
+        return load.highest(lambda rate: tried.get(rate) or measure(rate), first, lambda row: row["borne"])[1]
 
 
 def completed(
@@ -272,38 +216,6 @@ def offered(batcher: Batcher, asks: list[Ask], job: Job, limit_ms: float = float
 def batcher_empty(batcher: Batcher) -> None:
     while batcher.stats()["requests"]:
         time.sleep(0.005)
-
-
-def about(reader: Reader, text: str, session: Session) -> dict:
-    sizes = reader.manifest.sizes
-    told = {"text": text, "layout": reader.manifest.layout, "layers": sizes["layers"], "hidden": sizes["hidden"]}
-    return told | {"runtime": session.why, "device": session.device}
-
-
-def top(rows: list[dict]) -> dict:
-    """The highest rate borne."""
-    return max(rows, key=lambda row: row["rate"] if row["borne"] else 0) if any(row["borne"] for row in rows) else (
-        rows[0] | {"rate": None}
-    )  # fmt: skip
-
-
-def write(path: Path, rows: list[dict], config: MeasureConfig) -> None:
-    same = {
-        "data": Path(config.data).name, "p99_limit_ms": config.p99_ms,
-        "versions": " ".join(f"{name} {version}" for name, version in command.versions().items()),
-        "date": datetime.date.today().isoformat(),
-    }  # fmt: skip
-    written(path, COLUMNS, [row | same for row in rows])
-
-
-def written(path: Path, columns: list[str], rows: list[dict]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(".new")
-    with open(scratch, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(scratch, path)  # a kill in between leaves the earlier rows
 
 
 if __name__ == "__main__":

@@ -4,24 +4,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from plugins.cases import NormCase
+
 
 @dataclass(frozen=True)
-class Case:
-    name: str
-    note: str
-    leading: tuple[int, ...]  # the ids' shape: [T] packed, [B, S] padded
-    width: int  # H
+class Case(NormCase):
+    """Those with a format are embed_layer_norm8's."""
+
     vocabulary: int = 50  # V
     positions: int = 16  # P
     out_of_range: bool = False  # some ids lie beyond their tables; ONNX Runtime refuses them
-    epsilon: float = 1e-12
-    format: str = ""  # of a second output, which only embed_layer_norm8 has
-    inverse_scale: float = 100.0
-
-    @property
-    def attributes(self) -> dict[str, float | str]:
-        own: dict[str, float | str] = {"epsilon": self.epsilon}
-        return own | {"inverse_scale": self.inverse_scale, "format": self.format} if self.format else own
 
 
 CASES = [

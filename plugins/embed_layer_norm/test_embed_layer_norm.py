@@ -2,63 +2,15 @@
 
 import pytest
 
-from plugins import legs, one_node, tensorrt_flavour
-from plugins.device import Device
-from plugins.embed_layer_norm.cases import CASES
-
-OPS = ("embed_layer_norm", "embed_layer_norm8")
-PAIRS = [(op, case) for op in OPS for case in legs.cases(op)]
-ALL = [(op, case, dtype) for op, case in PAIRS for dtype in ("float32", "float16", "bfloat16")]
-ON_GPU = [(op, case, dtype) for op, case, dtype in ALL if dtype != "float32"]
+from plugins.suite import SameEverywhere
 
 
-def ids(item):
-    return getattr(item, "name", item)
+class TestEmbedLayerNorm(SameEverywhere):
+    ops = ("embed_layer_norm", "embed_layer_norm8")
 
-
-@pytest.mark.parametrize(("op", "case"), [(op, case) for op, case in PAIRS if not case.out_of_range], ids=ids)
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_the_function_is_the_reference(op, case, dtype):
-    given = legs.inputs(op, case, dtype)
-    legs.assert_case_right(op, case, legs.onnxruntime(op, case, given, dtype), given, dtype)
-
-
-@pytest.fixture(scope="module")
-def kernel_results():
-    found = {}
-    for op in OPS:
-        mine = [(case, dtype) for name, case, dtype in ALL if name == op]
-        results = legs.interpreted(op, [(case, legs.inputs(op, case, dtype), dtype) for case, dtype in mine])
-        found |= {(op, case.name, dtype): result for (case, dtype), result in zip(mine, results, strict=True)}
-    return found
-
-
-@pytest.mark.parametrize(("op", "case", "dtype"), ALL, ids=ids)
-def test_the_kernel_is_the_reference(op, case, dtype, kernel_results):
-    given = legs.inputs(op, case, dtype)
-    legs.assert_case_right(op, case, kernel_results[op, case.name, dtype], given, dtype)
-
-
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_tensorrt_takes_the_plugin_only_where_it_is_registered(dtype):
-    trt = tensorrt_flavour.load("tensorrt_rtx")
-    case = next(case for case in CASES if case.name == "tinybert")
-    assert one_node.build(trt, OPS[0], case, dtype, names=[OPS[0]])[1] == 1
-    assert one_node.build(trt, OPS[0], case, dtype, names=[])[1] == 0
-    for name in ("float8", "int8"):
-        case = next(case for case in CASES if case.name == name)
-        assert one_node.build(trt, OPS[1], case, dtype, names=[OPS[0]])[1] == 1
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize(("op", "case", "dtype"), ON_GPU, ids=ids)
-def test_the_launched_kernel_is_the_reference(op, case, dtype):
-    given = legs.inputs(op, case, dtype)
-    with Device() as device:
-        legs.assert_case_right(op, case, legs.launched(device, op, case, given, dtype), given, dtype)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize(("op", "case", "dtype"), [item for item in ON_GPU if "empty" not in item[1].name], ids=ids)
-def test_the_engine_is_the_reference(op, case, dtype):
-    one_node.assert_engine_right("tensorrt_rtx", op, case, dtype)
+    @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+    def test_tensorrt_takes_the_plugin_only_where_it_is_registered(self, dtype):
+        assert self.plugin_layers("embed_layer_norm", "tinybert", dtype, ["embed_layer_norm"]) == 1
+        assert self.plugin_layers("embed_layer_norm", "tinybert", dtype, []) == 0
+        for name in ("float8", "int8"):
+            assert self.plugin_layers("embed_layer_norm8", name, dtype, ["embed_layer_norm"]) == 1

@@ -4,23 +4,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from plugins.cases import NormCase
+
 
 @dataclass(frozen=True)
-class Case:
-    name: str
-    note: str
-    leading: tuple[int, ...]  # the axes before H
-    width: int  # H
+class Case(NormCase):
+    """Those with a format are skip_layer_norm8's."""
+
     mean: float = 0.0  # of x, to see digits lost
     spread: float = 1.0  # of x and residual around it
-    epsilon: float = 1e-12
-    format: str = ""  # of a second output, which only skip_layer_norm8 has
-    inverse_scale: float = 100.0
-
-    @property
-    def attributes(self) -> dict[str, float | str]:
-        own: dict[str, float | str] = {"epsilon": self.epsilon}
-        return own | {"inverse_scale": self.inverse_scale, "format": self.format} if self.format else own
 
 
 CASES = [
