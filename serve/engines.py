@@ -83,6 +83,7 @@ class Engine:
         if self.batcher.close(HANG_S):
             self.reader.session.close()
             return True
+        self.reader.session.abandoned = True
         logging.error("the device of %s has not come back for %g s; its engine stays in memory", self.name, HANG_S)
         return False
 

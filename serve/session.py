@@ -44,6 +44,7 @@ class Session(ABC):
     slots: int = 2  # batches under way that keep the device busy: one is computed, the next one there already
     device: str
     why: str
+    abandoned = False  # a thread hangs in its device: closing it, even at the process's end, would hang as well
 
     def __init__(self, manifest: Manifest) -> None:
         self.manifest = manifest

@@ -249,5 +249,5 @@ class TensorrtSession(Session):
 
 
 def _close(session: "weakref.ref[TensorrtSession]") -> None:
-    if opened := session():
+    if (opened := session()) and not opened.abandoned:
         opened.close()

@@ -61,3 +61,18 @@ def test_the_budget_is_the_smallest_that_is_nearly_as_fast_as_the_best(monkeypat
         monkeypatch.setattr(reader.session, "submit", lambda batch: now.__setitem__(0, now[0] + 1.0))
         assert budget.measure(reader.session, limit_s=0.8, clock=lambda: now[0]).measured[0][0] == 128
         assert now[0] <= 6  # the first size alone, however slow
+
+
+def test_what_tensorrt_compiles_for_a_shape_says_nothing_of_its_speed(monkeypatch, tmp_path):
+    folder = serve_kit.write(tmp_path / "e", profile={"batch": [1, 8, 999], "tokens": [1, 64, 4096]})
+    now, seen = [0.0], set[int]()
+    with Reader(folder) as reader:
+        def submit(batch):
+            now[0] += 1e-3 + batch.tokens * 1e-6 + (0.7 if batch.tokens not in seen else 0)
+            seen.add(batch.tokens)
+
+        monkeypatch.setattr(type(reader.session), "runtime", "tensorrt")
+        monkeypatch.setattr(reader.session, "submit", submit)
+        monkeypatch.setattr(reader.session, "result", lambda ticket: None)
+        assert budget.measure(reader.session, clock=lambda: now[0]).tokens == 4096
+        assert 6 * 0.7 < now[0] < 7

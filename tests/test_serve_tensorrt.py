@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from fake_cuda import FakeCuda, FakePlan
 import plugins
 from configs.errors import UserError
 from plugins import tensorrt_flavour
-from serve import buckets, fitting, gpu
+from serve import buckets, fitting, gpu, tensorrt_session
 from serve.buckets import Buckets
 from serve.gpu import Gpu
 from serve.manifest import read
@@ -231,6 +232,14 @@ for content in (whole, whole[:1000], b""):
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert [line.split(" ")[0] for line in done.stdout.splitlines()] == ["UserError"] * 3
+
+
+def test_a_session_whose_device_hangs_is_not_closed_at_the_end_of_the_process(manifests):
+    for abandoned in (False, True):
+        tested, *_ = session(manifests["packed"])
+        tested.abandoned = abandoned
+        tensorrt_session._close(weakref.ref(tested))
+        assert bool(tested._slots) == abandoned
 
 
 def test_kernels_that_are_missing_or_not_listed_are_named(tmp_path, monkeypatch):

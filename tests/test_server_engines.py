@@ -152,6 +152,7 @@ def test_an_engine_whose_device_hangs_is_left_as_it_is_when_it_goes():
     stub = Stub(hangs=True)
     assert not Engine("tiny", None, stub, stub).close(0.0)  # type: ignore[arg-type]
     assert stub.closed == ["batcher"]  # its session is in use
+    assert stub.abandoned  # nor is it closed when the process ends, which would hang there
 
 
 def test_however_many_ask_whether_it_is_ready_there_is_one_inference():
