@@ -19,6 +19,7 @@ from typing import Any
 import uvicorn
 
 from configs.errors import UserError
+from serve import connection
 from serve.config import ServerConfig
 from serve.engines import Engines
 from serve.guard import log
@@ -95,7 +96,7 @@ def serve(
         server = _Server(uvicorn.Config(
             create_app(config, engines, metrics), log_config=None, access_log=False, lifespan="on", ws="none",
             server_header=False, timeout_graceful_shutdown=max(1, round(config.drain_s)), timeout_keep_alive=KEEP_S,
-            limit_concurrency=CONNECTIONS, **way,
+            limit_concurrency=CONNECTIONS, http=connection.Connection, **way,
         ))  # fmt: skip
         # uvicorn raises the signal again once it is done, which would end the process by it and not with 0.
         for number in (signal.SIGTERM, signal.SIGINT):
