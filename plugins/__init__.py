@@ -29,7 +29,7 @@ PLUGINS = {
     "linear_skip_layer_norm": "matrix product, bias, residual and layer norm: in place of two of the others",
     "linear8": "products of float8 (cuBLASLt) and int8 (a kernel of ours), for --precision float8 and int8",
 }
-# The operators and their folders. Two share one, because a function has one body per name in TensorRT's ONNX parser.
+# The operators and their folders. Several share one: a function has one body per name in TensorRT's ONNX parser.
 OPS = {
     "embed_layer_norm": "embed_layer_norm",
     "embed_layer_norm8": "embed_layer_norm",
@@ -42,6 +42,9 @@ OPS = {
     "linear": "linear",
     "linear_gelu": "linear",
     "linear_skip_layer_norm": "linear_skip_layer_norm",
+    "linear_skip_layer_norm8": "linear_skip_layer_norm",
+    "linear8_skip_layer_norm": "linear_skip_layer_norm",
+    "linear8_skip_layer_norm8": "linear_skip_layer_norm",
     "linear8": "linear8",
     "linear8_gelu": "linear8",
     "linear8_gelu8": "linear8",

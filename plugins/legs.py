@@ -43,9 +43,10 @@ def part(op: str, name: str) -> Any:
 
 
 def cases(op: str, name: str = "CASES") -> list[Any]:
-    """The folder's cases that are the operator's: those that have its attributes."""
+    """The folder's cases that are the operator's: those that have its attributes and, if they name one, its name."""
     wanted = set(plugins.plugin(op).attributes)
-    return [case for case in getattr(part(op, "cases"), name) if set(case.attributes) == wanted]
+    found = [case for case in getattr(part(op, "cases"), name) if set(case.attributes) == wanted]
+    return [case for case in found if getattr(case, "op", "") in ("", op)]
 
 
 def inputs(op: str, case: Any, dtype: str, seed: int = 0) -> dict[str, np.ndarray]:

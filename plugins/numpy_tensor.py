@@ -150,9 +150,9 @@ def _mend_small_floats() -> None:
     dot = interpreter.InterpreterBuilder.create_dot
 
     def widened(handle: Any) -> Any:
-        if str(handle.dtype.scalar) != "bf16":
+        if (dtype := small.get(str(handle.dtype.scalar))) is None:
             return handle
-        return interpreter.TensorHandle(handle.data.view(ml_dtypes.bfloat16).astype(np.float32), tl.float32)
+        return interpreter.TensorHandle(handle.data.view(dtype).astype(np.float32), tl.float32)
 
     def create_dot(self: Any, a: Any, b: Any, *others: Any) -> Any:
         return dot(self, widened(a), widened(b), *others)

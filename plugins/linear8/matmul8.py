@@ -11,13 +11,16 @@ takes on 9.0 alone, wants of B as well (ours is all ones) and does not take wher
 """
 
 import threading
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from plugins.launch import check, driver
-from plugins.linear.matmul import ALIGNMENT, Matmul, data_type
+from plugins.linear.matmul import ALIGNMENT, Matmul, MatmulError, data_type
 from plugins.linear.product import Product
+from plugins.registration import Run
 
 TRANSPOSED = 1  # CUBLAS_OP_T
 # Hopper's tensor cores keep about 14 bits of a float8 sum. Without this, cuBLASLt adds to float32 after every 128
@@ -54,7 +57,7 @@ class Product8(Product):
     def __str__(self) -> str:
         scales = "a scale for each output" if self.channels else "one scale"
         out = "float8" if self.float8_out else self.dtype
-        after = "bias and GELU" if self.gelu else "bias"
+        after = "bias and GELU" if self.gelu else "bias and residual" if self.skip else "bias"
         return (
             f"x [{self.tokens}, {self.inputs}] @ weight [{self.outputs}, {self.inputs}] in float8 with {scales}, "
             f"{after} in {self.dtype}, to {out}"
@@ -67,14 +70,15 @@ class Matmul8(Matmul):
     product: Product8
 
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, stream: int, x: int, weight: int, bias: int, y: int, workspace: int, scale: int, inverse_scale: int = 0
-    ) -> None:
+        self, stream: int, x: int, weight: int, bias: int, y: int, workspace: int, scale: int, inverse_scale: int = 0,
+        residual: int | None = None,
+    ) -> None:  # fmt: skip
         """`Matmul.__call__` with two more addresses: scale float32 [1] or [M]; inverse_scale float32 [1] of a float8
         y."""
         self._point("A_SCALE_POINTER", scale)
         if self.product.float8_out:
             self._point("D_SCALE_POINTER", inverse_scale)
-        super().__call__(stream, x, weight, bias, y, workspace)
+        super().__call__(stream, x, weight, bias, y, workspace, residual)
 
     def _tell(self) -> None:
         super()._tell()
@@ -89,6 +93,33 @@ class Matmul8(Matmul):
             self._point("B_SCALE_POINTER", ones(product.tokens))
         if product.float8_out:
             self._point("D_SCALE_POINTER", ALIGNMENT)
+
+
+def or_else(usual: Callable[[], Run], resort: Callable[[], Run], what: str) -> Run:
+    """The run that usual() prepares; in its place resort()'s where cuBLASLt knows no algorithm for it, or refuses at
+    the first call the one that it listed. `what` is done otherwise then, says a warning."""
+
+    def tell(error: Exception) -> Run:
+        warnings.warn(f"{error}; {what}", stacklevel=3)
+        return resort()
+
+    try:
+        chosen, proven = usual(), False
+    except ValueError as error:
+        return tell(error)
+
+    def run(stream, addresses, workspace):
+        nonlocal chosen, proven
+        try:
+            chosen(stream, addresses, workspace)
+        except MatmulError as error:
+            if proven:
+                raise
+            chosen = tell(error)
+            chosen(stream, addresses, workspace)
+        proven = True
+
+    return run
 
 
 def ones(count: int) -> int:
