@@ -160,7 +160,7 @@ def write(
     expected = graph.expected_nodes(sizes, gelu)
     if config.precision != "float32":
         bare = bare_ops(target, plan)
-        fused = graph.fuses(plan.plugins if plan else ()) and not result
+        fused = graph.fuses(plan.plugins if plan else ())
         narrow = graph.build(
             checkpoint.tensors, sizes, precision=config.base, fused=fused, bare=bare, **settings
         )  # fmt: skip

@@ -13,7 +13,7 @@ from plugins import formats
 # What is put down to rounding, against Keras in float32: largest difference of a logit, percent of answers that change.
 LOGITS = {"float32": 1e-3, "float16": 0.1, "bfloat16": 0.5, "float8": 4.0, "int8": 4.0}
 ANSWERS = {"float32": 0.1, "float16": 1.0, "bfloat16": 5.0, "float8": 2.0, "int8": 2.0}
-OPTIONAL = ("linear_skip_layer_norm",)  # plugins that an 8-bit graph has no node of
+OPTIONAL = ("linear_skip_layer_norm",)  # plugins that an 8-bit graph can do without: it stands for two others
 ANOTHER_GELU = 0.5  # largest difference of a logit where --gelu is not what the weights were trained with
 
 

@@ -61,8 +61,8 @@ def build(
         layout: "packed" or "padded".
         head: an entry of `heads/`; None for the encoder alone, whose one output is `encoded` A [T, H] or [B, S, H].
         gelu: "tanh" or "erf" instead of the checkpoint's own form.
-        fused: write a product and the layer norm after it as one node, `linear_skip_layer_norm` (see `fuses`); not
-            with a quantisation.
+        fused: write a product and the layer norm after it as one node, `linear_skip_layer_norm` or one of its kin (see
+            `fuses`); but for int8 products, which have no such node.
         quantisation: which products are 8 bits wide; all else is in `precision`.
         bare: ops whose function body is left out, so that only a runtime with a plugin of that name can read them.
 
@@ -192,19 +192,21 @@ def _layer(
 
 
 def _ffn_in(writer: Writer, tensors: Tensors, here: str, there: str, x: str, gelu: str) -> str:
-    """GELU(x W + b). The tanh form joins the product before it, unless that writes 16 bits and 8 are to come out."""
+    """GELU(x W + b). The tanh form joins the product before it, unless that writes 16 bits and 8 are to come out; the
+    erf form does between two products of 8 bits."""
     kernel, bias = tensors[f"{there}.ffn.in.kernel"], tensors[f"{there}.ffn.in.bias"]
     eight = writer.quantisation or ()
-    joined = gelu == "tanh" and (f"{there}.ffn.in" in eight or f"{there}.ffn.out" not in eight)
-    if joined:
-        out = f"{there}.ffn.out" if f"{there}.ffn.out" in eight else ""
-        return _linear(writer, f"{here}/ffn/in", f"{there}.ffn.in", x, kernel, bias, "linear_gelu", out)
-    inner = _linear(writer, f"{here}/ffn/in", f"{there}.ffn.in", x, kernel, bias)
+    before, after = (f"{there}.ffn.{side}" in eight for side in ("in", "out"))
     approximate = "tanh" if gelu == "tanh" else "none"
+    if (before and after) or (gelu == "tanh" and not after):
+        out = f"{there}.ffn.out" if after else ""
+        name = f"{here}/ffn/{'in' if gelu == 'tanh' else 'gelu'}"  # as the node in float32 that gives the same
+        return _linear(writer, name, f"{there}.ffn.in", x, kernel, bias, "linear_gelu", out, approximate)
+    inner = _linear(writer, f"{here}/ffn/in", f"{there}.ffn.in", x, kernel, bias)
     return writer.producer(f"{here}/ffn/gelu", "gelu", [inner], f"{there}.ffn.out", approximate=approximate)
 
 
-def _linear(writer: Writer, name, source, x, kernel, bias, op="linear", out="") -> str:
+def _linear(writer: Writer, name, source, x, kernel, bias, op="linear", out="", approximate="") -> str:
     """x W + b. Where the layer norm that follows adds the bias, in float32, b is one vector of zeros for all.
 
     Of an 8-bit product x is the 8-bit output of the node that wrote it; out: the 8-bit product that multiplies the
@@ -215,19 +217,23 @@ def _linear(writer: Writer, name, source, x, kernel, bias, op="linear", out="") 
     eight = writer.quantisation
     if eight is None or source not in eight:
         return writer.retort(name, op, [x, writer.weight(f"{source}.kernel", kernel), plus])
-    # cuBLASLt writes no float8 where a weight has many scales.
-    channels = eight.channels and not (out and eight.format == "float8")
-    stored, scale = eight.stored(source, kernel, channels)
-    inputs = [
-        next(node for node in reversed(writer.nodes) if x in node.output).output[-1],
-        writer.weight(f"{source}.kernel.{eight.format}", stored, formats.ONNX[eight.format]),
-        plus,
-        writer.weight(f"{source}.scale", scale, TensorProto.FLOAT),
-    ]
+    # cuBLASLt writes no float8 where a weight has many scales; of the erf form it writes none at all.
+    channels = eight.channels and not (out and eight.format == "float8" and approximate == "tanh")
+    weight, scale = _stored(writer, source, kernel, channels)
+    inputs = [writer.eight(x), weight, plus, scale]
     if out:
         inputs.append(writer.weight(f"{out}.inverse_scale", np.array([eight.inverse(out)]), TensorProto.FLOAT))
-    kind = {"linear": "linear8", "linear_gelu": "linear8_gelu8" if out else "linear8_gelu"}[op]
-    return writer.retort(name, kind, inputs, format=eight.format)
+        return writer.retort(name, "linear8_gelu8", inputs, format=eight.format, approximate=approximate)
+    return writer.retort(name, {"linear": "linear8", "linear_gelu": "linear8_gelu"}[op], inputs, format=eight.format)
+
+
+def _stored(writer: Writer, source: str, kernel: np.ndarray, channels: bool) -> tuple[str, str]:
+    """(weight, scale) of an 8-bit product."""
+    eight = writer.quantisation
+    assert eight
+    stored, scale = eight.stored(source, kernel, channels)
+    weight = writer.weight(f"{source}.kernel.{eight.format}", stored, formats.ONNX[eight.format])
+    return weight, writer.weight(f"{source}.scale", scale, TensorProto.FLOAT)
 
 
 def _linear_skip_norm(
@@ -236,13 +242,19 @@ def _linear_skip_norm(
     """The layer norm of inner W + b + x, as one node or as two. product: the one that multiplies the result."""
     bias = writer.weight(f"{source}.out.bias", tensors[f"{source}.out.bias"])
     norm = _norm_weights(writer, tensors, f"{source}.norm")
-    epsilon = {"epsilon": config.layer_norm_epsilon}
-    if fused:
-        weight = writer.weight(f"{source}.out.kernel", kernel)
-        inputs = [inner, weight, bias, x, *norm]
-        return writer.retort(f"{here}/norm", "linear_skip_layer_norm", inputs, output, **epsilon)
-    update = _linear(writer, f"{here}/out", f"{source}.out", inner, kernel, None)
-    return writer.producer(f"{here}/norm", "skip_layer_norm", [update, x, bias, *norm], product, output, **epsilon)
+    epsilon: dict = {"epsilon": config.layer_norm_epsilon}
+    eight = writer.quantisation if writer.quantisation and f"{source}.out" in writer.quantisation else None
+    if not fused or (eight and eight.format == "int8"):
+        update = _linear(writer, f"{here}/out", f"{source}.out", inner, kernel, None)
+        return writer.producer(f"{here}/norm", "skip_layer_norm", [update, x, bias, *norm], product, output, **epsilon)
+    if eight:
+        weight, scale = _stored(writer, f"{source}.out", kernel, eight.channels)
+        inputs, more = [writer.eight(inner), weight, bias, scale, x, *norm], {"format": eight.format}
+        op = "linear8_skip_layer_norm"
+    else:
+        inputs, more = [inner, writer.weight(f"{source}.out.kernel", kernel), bias, x, *norm], {}
+        op = "linear_skip_layer_norm"
+    return writer.producer(f"{here}/norm", op, inputs, product, output, **epsilon, **more)
 
 
 def _norm_weights(writer: Writer, tensors: Tensors, source: str) -> list[str]:

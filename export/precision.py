@@ -1,5 +1,6 @@
 """What `--precision auto` tries, and whether 8-bit products are faster on the GPU that the engine is for."""
 
+from collections.abc import Collection
 from typing import Any
 
 from configs.errors import UserError
@@ -37,8 +38,8 @@ def product_times(
 ) -> dict[str, tuple[float, float]] | str:
     """Product of a layer -> microseconds on this GPU in 16 and in 8 bits, at the plan's usual size; or why not.
 
-    Cold weights, random numbers: `plugins/measure.py`. What a GELU or a layer norm saves by writing fewer bytes is not
-    in it, which favours 16 bits.
+    Cold weights, random numbers: `plugins/measure.py`. Where the graph joins a product with its layer norm, so is this.
+    What a GELU or a norm of its own saves by writing fewer bytes is not in it, which favours 16 bits.
     """
     found = gpu.find()
     if isinstance(found, str):
@@ -48,20 +49,20 @@ def product_times(
     profile = plan.profile
     tokens = (profile.tokens or profile.batch).usual * (profile.length.usual if profile.length else 1)
     try:
-        return _times(model, config, gelu, tokens)
+        return _times(model, config, gelu, tokens, plan.plugins)
     except (RuntimeError, ValueError, UserError) as error:
         return f"it failed on {found.name}: {error}"
 
 
-def _times(model: BertConfig, config: ExportConfig, gelu: str, tokens: int) -> dict[str, tuple[float, float]]:
+def _times(
+    model: BertConfig, config: ExportConfig, gelu: str, tokens: int, names: Collection[str]
+) -> dict[str, tuple[float, float]]:
     import numpy as np
 
     from export.graph import padded_head_size
     from export.quantisation import sizes
     from plugins import measure
     from plugins.device import Device
-    from plugins.linear import cases
-    from plugins.linear8 import cases as cases8
 
     channels = config.channels((90,))  # what it is called with was checked before
     times: dict[str, tuple[float, float]] = {}
@@ -70,11 +71,29 @@ def _times(model: BertConfig, config: ExportConfig, gelu: str, tokens: int) -> d
             if inputs % formats.MULTIPLE or outputs % formats.MULTIPLE:
                 times[name] = (0.0, 0.0)  # never asked for
                 continue
-            tanh = name == "ffn.in" and gelu == "tanh"
-            before = cases.Case(name, "", (tokens,), inputs, outputs)
-            after = cases8.Case(name, "", (tokens,), inputs, outputs, config.precision, channels)
-            pair: list[tuple[str, Any]] = [("linear_gelu" if tanh else "linear", before)]
-            pair.append(("linear8_gelu8" if tanh else "linear8", after))
+            pair = compared(name, (tokens, inputs, outputs), config.precision, channels, gelu, names)
             medians = [float(np.median(measure.time_case(device, op, case, BASE, {})[0])) for op, case in pair]
             times[name] = (medians[0], medians[1])
     return times
+
+
+def compared(
+    product: str, sizes: tuple[int, int, int], format: str, channels: bool, gelu: str, names: Collection[str]
+) -> list[tuple[str, Any]]:
+    """(operator, its case) in 16 and in 8 bits that stand for a product ("ffn.in") in a graph with these plugins.
+
+    sizes: tokens, inputs, outputs.
+    """
+    from export.graph import fuses
+    from plugins.linear.cases import Case
+    from plugins.linear8.cases import Case as Case8
+    from plugins.linear_skip_layer_norm.cases import Case as CaseOfNorm
+
+    tokens, inputs, outputs = sizes
+    given = (product, "", (tokens,), inputs, outputs)
+    if product.endswith("out") and fuses(names) and format == "float8":
+        cases = [CaseOfNorm(*given), CaseOfNorm(*given, eight=True, channels=channels)]
+        return [(case.op, case) for case in cases]
+    if product == "ffn.in" and gelu == "tanh":
+        return [("linear_gelu", Case(*given)), ("linear8_gelu8", Case8(*given, format, channels, approximate="tanh"))]
+    return [("linear", Case(*given)), ("linear8", Case8(*given, format, channels))]

@@ -79,8 +79,12 @@ def batches(features: Windows, rows: np.ndarray) -> Iterable[tuple[np.ndarray, P
 
 
 def product_of(node: onnx.NodeProto) -> str:
-    """`layers.3.ffn.in` for a node of a product, `layer_3/ffn/in`; "" for any other."""
-    return node.name.replace("layer_", "layers.").replace("/", ".") if node.op_type.startswith("linear") else ""
+    """`layers.3.ffn.in` for a node of a product, `layer_3/ffn/in`; "" for any other. A node that does more is named for
+    what it does last."""
+    if not node.op_type.startswith("linear"):
+        return ""
+    *where, last = node.name.replace("layer_", "layers.").split("/")
+    return ".".join([*where, {"norm": "out", "gelu": "in"}.get(last, last)])
 
 
 def session(model: onnx.ModelProto, folder: Path):

@@ -14,7 +14,8 @@ from export.quantisation import Quantisation
 
 DTYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
 OPSET, IR = 20, 10  # what ONNX Runtime 1.18 and TensorRT's parser of today both read
-TWO_OUTPUTS = ("embed_layer_norm8", "skip_layer_norm8")  # the second, `NODE/8`, is for the product, the first for all
+# Their second output, `NODE/8`, is for the product, the first for all.
+TWO_OUTPUTS = ("embed_layer_norm8", "skip_layer_norm8", "linear_skip_layer_norm8", "linear8_skip_layer_norm8")
 
 
 @dataclass
@@ -49,8 +50,12 @@ class Writer:
         """A node whose result the named product multiplies: op, or `op`8 where that product is 8 bits wide."""
         if self.quantisation is None or product not in self.quantisation:
             return self.retort(name, op, inputs, output, **attributes)
-        eight = {"inverse_scale": self.quantisation.inverse(product), "format": self.quantisation.format}
-        return self.retort(name, f"{op}8", inputs, output, **attributes, **eight)
+        attributes |= {"inverse_scale": self.quantisation.inverse(product), "format": self.quantisation.format}
+        return self.retort(name, f"{op}8", inputs, output, **attributes)
+
+    def eight(self, x: str) -> str:
+        """The 8-bit output of the node that wrote x: the last one, x itself or what stands beside it."""
+        return next(node for node in reversed(self.nodes) if x in node.output).output[-1]
 
     def weight(self, name: str, array: np.ndarray, dtype: int | None = None) -> str:
         """An initializer, cast once from float32; `dtype` None is the precision's. Returns its name."""

@@ -77,13 +77,20 @@ def time_case(device: Device, op: str, case: Any, dtype: str, tuning: Mapping[st
     return taken, shapes
 
 
-def measure(op: str, moved: Moved, done: Done | None, tunings: Sequence[Mapping], dtypes: Sequence[str]) -> list[dict]:
-    """A row of results for every bench case, dtype and tuning, on the current GPU."""
+def measure(
+    op: str, moved: Moved, done: Done | None, tunings: Sequence[Mapping], dtypes: Sequence[str],
+    also: Sequence[str] = (), only: Sequence[str] = (),
+) -> list[dict]:  # fmt: skip
+    """A row of results for every bench case, dtype and tuning, on the current GPU.
+
+    also: further operators of the folder. only: words that the case's name must have, all of them.
+    """
     rows = []
     torch = peers.load()
     eight = [f"{op}8"] if plugins.OPS.get(f"{op}8") == plugins.OPS[op] else []  # writes 8 bits, too: no sweep
-    ops = (op,) if len(tunings) > 1 else (op, *eight)
+    ops = (op, *also) if len(tunings) > 1 else dict.fromkeys((op, *eight, *also))
     pairs = [(name, case) for name in ops for case in legs.cases(name, "BENCH_CASES")]
+    pairs = [(name, case) for name, case in pairs if set(only) <= set(case.name.split())]
     with Device() as device:
         for op, case in pairs:
             for dtype in dtypes:
@@ -97,8 +104,9 @@ def measure(op: str, moved: Moved, done: Done | None, tunings: Sequence[Mapping]
                     row |= {"percent_of_bandwidth": f"{100 * bytes_per_s / bandwidth(device):.1f}"}
                     if done:
                         per_s = done(shapes, case) / p50 * 1e6
+                        peak = arithmetic(device) * (2 if plugins.plugin(op).inputs["x"] == "Q" else 1)  # 8 bits: twice
                         row |= {"tflop_per_s": f"{per_s / 1e12:.1f}"}
-                        row |= {"percent_of_arithmetic": f"{100 * per_s / arithmetic(device):.1f}"}
+                        row |= {"percent_of_arithmetic": f"{100 * per_s / peak:.1f}"}
                     # numpy's bfloat16 and float8 are not torch's
                     if torch and not tuning and dtype == "float16" and "format" not in case.attributes:
                         given = legs.inputs(op, case, dtype)
@@ -126,17 +134,25 @@ def write_rows(path: Path, rows: Sequence[dict]) -> None:
         writer.writerows(rows)
 
 
-def main(op: str, moved: Moved, done: Done | None = None, sweep: Sequence[Mapping] = ()) -> None:
-    """The command of a bench.py. --sweep also tries the tunings of `sweep`."""
+def main(
+    op: str, moved: Moved, done: Done | None = None, sweep: Sequence[Mapping] = (), also: Sequence[str] = ()
+) -> None:
+    """The command of a bench.py. --sweep also tries the tunings of `sweep`; also: further operators of the folder."""
     parser = argparse.ArgumentParser(prog=f"python -m plugins.{plugins.OPS[op]}.bench", description=__doc__)
     parser.add_argument("--out", type=Path, help="CSV to write; results.csv in the operator's folder if not given")
     parser.add_argument("--dtypes", nargs="+", choices=("float16", "bfloat16"), default=["float16"])
     parser.add_argument("--sweep", action="store_true", help="try other block sizes and warps, too; nothing is written")
+    parser.add_argument("--only", nargs="+", default=[], help="cases whose names have all these words, as base 1x128")
+    parser.add_argument("--few-tokens", type=int, help="up to how many our products are taken; nothing is written")
     settings = parser.parse_args()
     tunings = [{}, *sweep] if settings.sweep else [{}]
-    rows = measure(op, moved, done, tunings, settings.dtypes)
+    if settings.few_tokens is not None:
+        limits = legs.part(op, "plugin")
+        for name in (name for name in vars(limits) if name.startswith("FEW_TOKENS")):
+            setattr(limits, name, settings.few_tokens)
+    rows = measure(op, moved, done, tunings, settings.dtypes, also, settings.only)
     out = settings.out or Path(__file__).parent / plugins.OPS[op] / "results.csv"
-    if not settings.sweep:
+    if not settings.sweep and settings.few_tokens is None:
         write_rows(out, rows)
     metrics = {f"{row['case']} {row['dtype']} {row['tuning']}".strip(): float(row["p50_us"]) for row in rows}
     print(json.dumps({"command": parser.prog, "out": str(out), "metrics": metrics}))

@@ -165,7 +165,7 @@ class Encoder:
         """The network, its axes open; all bodies are there."""
         model = graph.build(
             self.tensors, self.config, precision=precision, layout=variant.layout, head=None, gelu=variant.gelu,
-            fused=graph.fuses(variant.plugins) and not variant.format,
+            fused=graph.fuses(variant.plugins),
             quantisation=self.quantisation(variant) if variant.format else None,
         )  # fmt: skip
         model = model if variant.mask else without_mask(model)

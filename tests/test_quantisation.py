@@ -19,7 +19,7 @@ from export.quantisation import FORMATS, Quantisation, names, quantise_weight
 from export.ranges import METHODS, Range
 from export.simulation import Simulation
 from model.config import BertConfig
-from plugins import PLUGINS, formats, tensorrt_flavour
+from plugins import PLUGINS, formats, legs, plugin, tensorrt_flavour
 from serve import gpu
 from serve import manifest as manifests
 
@@ -125,21 +125,48 @@ def test_a_simulation_too_large_for_one_file_says_the_same(home, asked, tmp_path
             np.testing.assert_array_equal(a, b)
 
 
-def test_each_product_can_stay_in_16_bits():
+PLAIN = ("linear", "linear_gelu", "linear_skip_layer_norm", "linear_skip_layer_norm8")
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_each_product_can_stay_in_16_bits(fused):
     for left_out in names(SIZES):
         for gelu in ("erf", "tanh"):
             scales = {name: scale for name, scale in all_of("float8").scales.items() if name != left_out}
             some = Quantisation("float8", scales, False)
             model = graph.build(
-                kit.tensors(SIZES), replace(SIZES, gelu=gelu), precision="float16", layout="packed", quantisation=some
-            )
+                kit.tensors(SIZES), replace(SIZES, gelu=gelu), precision="float16", layout="packed", fused=fused,
+                quantisation=some,
+            )  # fmt: skip
             onnx.checker.check_model(model, full_check=True)
-            plain = [node for node in model.graph.node if node.op_type in ("linear", "linear_gelu")]
-            assert [ranges.product_of(node) for node in plain] == [left_out]
+            products = {name: node.op_type for node in model.graph.node if (name := ranges.product_of(node))}
+            assert sorted(products) == sorted(names(SIZES))
+            assert [name for name, op in products.items() if op in PLAIN] == [left_out]
             start, end = kit.compute(model, kit.packed_inputs(kit.batch(SIZES)))
             assert np.isfinite(start).all()
             assert np.isfinite(end).all()
-    assert graph.count_nodes(model)["linear8"] == 5  # of the last: four a layer, two with GELU, one left out
+    counts = graph.count_nodes(model)  # of the last: ffn.out of the last layer is left out, whose norm gives no 8 bits
+    joined = {"linear8": 2, "linear8_skip_layer_norm8": 3, "linear_skip_layer_norm": 1}
+    parts = {"linear": 1, "linear8": 5, "skip_layer_norm": 1, "skip_layer_norm8": 3}
+    gelu8 = {"linear8_gelu8": 1, "linear8_gelu": 1}
+    assert counts == {"embed_layer_norm8": 1, "attention8": 2} | gelu8 | (joined if fused else parts)
+
+
+@pytest.mark.parametrize("gelu", ["erf", "tanh"])
+@pytest.mark.parametrize("channels", [False, True])
+def test_a_norm_joined_to_its_product_changes_no_answer(gelu, channels):
+    """And int8 products, which have no such node, stay apart."""
+    for format in FORMATS:
+        found = []
+        for fused in (False, True):
+            model = graph.build(
+                kit.tensors(SIZES), replace(SIZES, gelu=gelu), precision="float32", layout="packed", fused=fused,
+                quantisation=all_of(format, channels),
+            )  # fmt: skip
+            found.append(np.stack(kit.compute(model, kit.packed_inputs(kit.batch(SIZES)))))
+            joined = graph.count_nodes(model).get("linear8_skip_layer_norm8", 0)
+            assert joined == (3 if fused and format == "float8" else 0)
+        np.testing.assert_allclose(*found, atol=1e-4)
 
 
 def test_products_that_hurt_most_for_their_arithmetic_stay_until_the_error_is_small_enough(home, asked):
@@ -231,6 +258,20 @@ def test_auto_tries_the_format_that_all_gpus_multiply(arch, first, monkeypatch):
     assert all(why for _, why in found)
 
 
+def test_what_is_timed_is_what_the_graph_has():
+    def ops(product, format="float8", gelu="erf", names=tuple(PLUGINS)):
+        found = precision.compared(product, (128, 768, 768), format, False, gelu, names)
+        for op, case in found:  # and the operator takes the case
+            assert set(case.attributes) == set(plugin(op).attributes)
+            assert legs.shapes(op, case, legs.inputs(op, case, "float16"))["y"] == (128, 768)
+        return [op for op, _ in found]
+
+    assert ops("attention.qkv") == ["linear", "linear8"]
+    assert ops("ffn.out") == ["linear_skip_layer_norm", "linear8_skip_layer_norm"]
+    assert ops("ffn.out", "int8") == ops("ffn.out", names=("linear8",)) == ["linear", "linear8"]
+    assert ops("ffn.in", gelu="tanh") == ["linear_gelu", "linear8_gelu8"]
+
+
 def test_auto_guesses_no_gpu_and_needs_our_plugins(monkeypatch):
     assert precision.candidates(config(precision="auto"))[0][1].startswith("no --arch says which GPU")
     monkeypatch.setattr(gpu, "find", lambda: gpu.Gpu("H200", 90))
@@ -269,8 +310,10 @@ def test_the_command_calibrates_gates_and_writes_the_decision(home, tmp_path, ca
     assert about["quantisation"]["calibrated_on"] == str(home / TRAIN)
     assert about["quantisation"]["measured_here"].startswith("no GPU here")
     assert {item["precision"] for item in about["quantisation"]["products"].values()} == {"float8"}
-    assert about["plugin_layers"]["linear8"] == 8
-    assert set(about["plugins"]) == {"embed_layer_norm", "attention", "skip_layer_norm", "gelu", "linear8"}
+    layers = about["plugin_layers"]
+    assert layers["linear8"] == layers["linear8_gelu8"] == 2
+    assert layers["linear8_skip_layer_norm"] + layers["linear8_skip_layer_norm8"] == 4
+    assert set(about["plugins"]) == {"embed_layer_norm", "attention", "linear8", "linear_skip_layer_norm"}
     assert 0 < about["verified"]["float8_on_cpu"]["largest_logit_difference"] < 4
     assert about["verified"]["float16_on_cpu"]["windows"] > 0
     assert result["metrics"]["products"] == {"float8": 8}

@@ -17,20 +17,21 @@ def build(dtype: int) -> onnx.FunctionProto:
 
 def build_linear8_gelu(dtype: int) -> onnx.FunctionProto:
     """`retort.linear8_gelu`: the tanh form of GELU over it, in float32."""
-    return _function("linear8_gelu", [], [_gelu(), helper.make_node("Cast", ["after"], ["y"], to=dtype)])
+    return _function("linear8_gelu", [], [_gelu("tanh"), helper.make_node("Cast", ["after"], ["y"], to=dtype)])
 
 
-def build_linear8_gelu8(dtype: int, *, format: str) -> onnx.FunctionProto:
-    """`retort.linear8_gelu8`: the same times a fifth input, inverse_scale float32 [1], in Q; no A but the bias."""
-    after = [_gelu(), *formats.nodes("after", "inverse_scale", "y", format)]
-    return _function("linear8_gelu8", ["inverse_scale"], after)
+def build_linear8_gelu8(dtype: int, *, format: str, approximate: str) -> onnx.FunctionProto:
+    """`retort.linear8_gelu8`: GELU, "tanh" or "none" (erf), times a fifth input, inverse_scale float32 [1], in Q; no A
+    but the bias."""
+    after = [_gelu(approximate), *formats.nodes("after", "inverse_scale", "y", format)]
+    return _function("linear8_gelu8", ["inverse_scale"], after, "approximate")
 
 
-def _gelu() -> onnx.NodeProto:
-    return helper.make_node("Gelu", ["sum"], ["after"], approximate="tanh")
+def _gelu(approximate: str) -> onnx.NodeProto:
+    return helper.make_node("Gelu", ["sum"], ["after"], approximate=approximate)
 
 
-def _function(name: str, inputs: list[str], after: list[onnx.NodeProto]) -> onnx.FunctionProto:
+def _function(name: str, inputs: list[str], after: list[onnx.NodeProto], *attributes: str) -> onnx.FunctionProto:
     nodes = [helper.make_node("Cast", [each], [f"{each}32"], to=TensorProto.FLOAT) for each in ("x", "weight", "bias")]
     nodes += [
         helper.make_node("Transpose", ["weight32"], ["weight_t"], perm=[1, 0]),
@@ -40,5 +41,5 @@ def _function(name: str, inputs: list[str], after: list[onnx.NodeProto]) -> onnx
     ]
     return helper.make_function(
         DOMAIN, name, ["x", "weight", "bias", "scale", *inputs], ["y"], nodes + after, [helper.make_opsetid("", 20)],
-        attributes=["format", "plugin_namespace", "plugin_version"],
+        attributes=["format", *attributes, "plugin_namespace", "plugin_version"],
     )  # fmt: skip

@@ -1,19 +1,29 @@
-"""linear8 and its kin for TensorRT: float8 by cuBLASLt, int8 by a kernel that does what cuBLASLt does not."""
+"""linear8 and its kin for TensorRT: float8 by cuBLASLt or for few tokens by our kernel, int8 by ours alone."""
 
 import dataclasses
 import math
-import warnings
 from collections.abc import Mapping
 from typing import ClassVar
 
 from plugins import formats
 from plugins.launch import Launch, Prepared
-from plugins.linear.matmul import WORKSPACE, MatmulError
-from plugins.linear8.matmul8 import Matmul8, Product8
+from plugins.linear.matmul import WORKSPACE
+from plugins.linear8.matmul8 import Matmul8, Product8, or_else
 from plugins.registration import Plugin, Run
 
 AFTER = {"linear8": "sum", "linear8_gelu": "gelu", "linear8_gelu8": "gelu8"}  # an operator in its kernels' names
-BLOCK = 1024  # numbers a program of the kernel after a product takes
+FEW_TOKENS = 128  # up to which our kernel is the faster one in float8, where there is one for the weight
+
+
+def kernel_name(op: str, approximate: str, inputs: int, outputs: int, kind: str, dtype: str, format: str) -> str:
+    """What the kernel for a weight [outputs, inputs] is called; kind: "few", of int8 "tall" and "wide"."""
+    after = AFTER[op] + ("_erf" if op == "linear8_gelu8" and approximate == "none" else "")
+    return f"linear8-{after}-{inputs}x{outputs}-{kind}-{dtype}-{format}"
+
+
+def after_name(approximate: str, dtype: str) -> str:
+    """What the kernel is called that makes float8 of a product's sums."""
+    return f"linear8-after-{approximate}-{dtype}-float8"
 
 
 class Linear8(Plugin):
@@ -33,8 +43,11 @@ class Linear8(Plugin):
         product = self.product(shapes, dtype)
         if not product.tokens:
             return lambda stream, addresses, workspace: None
-        if self.values["format"] == "int8":
+        if self.values["format"] == "int8" or self.has_few(product):
             return super().prepare(shapes, dtype)
+        return self.by_cublaslt(product)
+
+    def by_cublaslt(self, product: Product8) -> Run:
         matmul = Matmul8(product)
 
         def run(stream, addresses, workspace):
@@ -58,19 +71,31 @@ class Linear8(Plugin):
             float8_out=self.outputs["y"] == "Q",
         )  # fmt: skip
 
+    def has_few(self, product: Product8) -> bool:
+        """Whether our own float8 product is to be taken."""
+        return product.tokens <= FEW_TOKENS and self.kernel(product, "few") in (self.kernels or ())
+
+    def kernel(self, product: Product8, kind: str) -> str:
+        sizes = (product.inputs, product.outputs)
+        return kernel_name(
+            self.op, self.values.get("approximate", ""), *sizes, kind, product.dtype, self.values["format"]
+        )
+
     def launches(self, shapes: Mapping, dtype: str, kernels: Mapping) -> list[Launch]:
-        """int8 alone."""
+        """int8, or float8 for few tokens."""
         product = self.product(shapes, dtype)
         if not product.tokens:
             return []
         if product.tokens * max(product.inputs, product.outputs) >= 2**31:
             raise ValueError(f"{self.op}: {product.tokens} tokens are too many; make smaller batches")
-        kind = "tall" if product.tokens <= 128 else "wide"
-        kernel = f"linear8-{AFTER[self.op]}-{product.inputs}x{product.outputs}-{kind}-{dtype}-int8"
+        float8 = self.values["format"] == "float8"
+        kernel = self.kernel(product, "few" if float8 else "tall" if product.tokens <= 128 else "wide")
         rows, columns = kernels[kernel].constants["BLOCK_T"], kernels[kernel].constants["BLOCK_M"]
         grid = (-(-product.outputs // columns), -(-product.tokens // rows))
         each = int(product.channels)  # how far apart the scales of two outputs are
-        return [Launch(kernel, grid, (*self.inputs, "y", product.tokens, each))]
+        # A float8 kernel has a place for an inverse scale even where there is none: the scale stands for it, unread.
+        unread = ("scale",) if float8 and "inverse_scale" not in self.inputs else ()
+        return [Launch(kernel, grid, (*self.inputs, *unread, "y", product.tokens, each))]
 
 
 class Linear8Gelu(Linear8):
@@ -80,9 +105,10 @@ class Linear8Gelu(Linear8):
 
 
 class Linear8Gelu8(Linear8):
-    """That times inverse_scale float32 [1], in Q."""
+    """That times inverse_scale float32 [1], in Q; or with the erf form of GELU."""
 
     op = "linear8_gelu8"
+    attributes: ClassVar = {**Linear8.attributes, "approximate": "tanh"}
     inputs: ClassVar = {**Linear8.inputs, "inverse_scale": "float32"}
     outputs: ClassVar = {"y": "Q"}
 
@@ -90,41 +116,21 @@ class Linear8Gelu8(Linear8):
         between = 2 * math.prod(shapes["y"])  # bytes of the sums in A, where they go through memory
         return super().workspace(shapes, dtype) and WORKSPACE + between
 
-    def prepare(self, shapes: Mapping[str, tuple[int, ...]], dtype: str) -> Run:
-        if self.values["format"] == "int8":
-            return super().prepare(shapes, dtype)
-        product = self.product(shapes, dtype)
-        if not product.tokens:
-            return lambda stream, addresses, workspace: None
-        if product.channels:
-            return self._in_two_steps(product, dtype)
-        try:
-            chosen, proven = super().prepare(shapes, dtype), False
-        except ValueError as error:
-            _tell_of_two_steps(error)
-            return self._in_two_steps(product, dtype)
+    def by_cublaslt(self, product: Product8) -> Run:
+        if product.channels or self.values["approximate"] == "none":  # for which it has no epilogue
+            return self._in_two_steps(product)
+        usual = super().by_cublaslt
+        what = "bias, GELU and float8 are a kernel of their own there"
+        return or_else(lambda: usual(product), lambda: self._in_two_steps(product), what)
 
-        def run(stream, addresses, workspace):
-            nonlocal chosen, proven
-            try:
-                chosen(stream, addresses, workspace)
-            except MatmulError as error:  # an algorithm that is listed may be refused when it is called
-                if proven:
-                    raise
-                _tell_of_two_steps(error)
-                chosen = self._in_two_steps(product, dtype)
-                chosen(stream, addresses, workspace)
-            proven = True
-
-        return run
-
-    def _in_two_steps(self, product: Product8, dtype: str) -> Run:
+    def _in_two_steps(self, product: Product8) -> Run:
         """Where cuBLASLt does not write float8: y in A into the workspace, from there through GELU into float8."""
         if self.kernels is None:
             raise ValueError(f"{self.op} was registered without kernels, which is for building, not for running")
         matmul = Matmul8(dataclasses.replace(product, gelu=False, float8_out=False))
-        count = product.tokens * product.outputs
-        launch = Launch(f"linear8-gelu8-{dtype}-float8", (-(-count // BLOCK),), ("sums", count, "inverse_scale", "y"))
+        count, name = product.tokens * product.outputs, after_name(self.values["approximate"], product.dtype)
+        grid = (-(-count // int(self.kernels[name].constants["BLOCK"])),)
+        launch = Launch(name, grid, ("sums", count, "inverse_scale", "y"))
         after = Prepared(self.kernels, launch, ("sums", "inverse_scale", "y"))
 
         def run(stream, addresses, workspace):
@@ -134,7 +140,3 @@ class Linear8Gelu8(Linear8):
             after(stream, [sums, inverse_scale, y])
 
         return run
-
-
-def _tell_of_two_steps(error: Exception) -> None:
-    warnings.warn(f"{error}; bias, GELU and float8 are a kernel of their own there", stacklevel=3)

@@ -3,6 +3,7 @@
 import numpy as np
 
 from plugins import formats
+from plugins.gelu.reference import gelu
 from plugins.linear.reference import gelu_tanh
 
 
@@ -34,6 +35,8 @@ def linear8_gelu8(
     inverse_scale: np.ndarray,
     *,
     format: str = "float8",
+    approximate: str = "tanh",
 ) -> np.ndarray:
-    """That times inverse_scale [1], held within the format's range: what is rounded to it."""
-    return formats.scaled(linear8_gelu(x, weight, bias, scale), inverse_scale, format)
+    """GELU of it, "tanh" or "none" (erf), times inverse_scale [1], held within the format's range: what is rounded to
+    it."""
+    return formats.scaled(gelu(linear8(x, weight, bias, scale), approximate=approximate), inverse_scale, format)
