@@ -1,5 +1,8 @@
 """GELU: reference, ONNX function, kernel and engine say the same."""
 
+import math
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -16,6 +19,15 @@ class TestGelu(SameEverywhere):
         assert self.plugin_layers("gelu", "odd", dtype, []) == 0
         for name in ("float8", "int8"):
             assert self.plugin_layers("gelu8", name, dtype, ["gelu"]) == 1
+
+
+def test_the_erf_form_is_exact_to_float32_and_keeps_infinity_and_nan():
+    x = np.concatenate([np.linspace(-9, 9, 4001), [-np.inf, np.inf, np.nan, -1e30, 1e30, -0.0]]).astype(np.float32)
+    case = SimpleNamespace(attributes={"approximate": "none"})
+    (y,) = legs.interpreted("gelu", [(case, {"x": x}, "float32")])
+    exact = np.array([v * math.erfc(-v / math.sqrt(2)) / 2 for v in x[:4001].astype(float)])
+    assert np.abs(y[:4001] - exact).max() < 1e-6
+    np.testing.assert_array_equal(y[4001:], np.array([0, np.inf, np.nan, 0, 1e30, 0], np.float32))
 
 
 def test_the_two_forms_differ_by_what_is_known():

@@ -108,7 +108,10 @@ def _gelu(y, GELU: tl.constexpr):
     if GELU == "tanh":
         y = y / (1.0 + tl.exp(-1.5957691216057308 * (y + 0.044715 * y * y * y)))  # 2 sqrt(2 / pi)
     elif GELU == "erf":
-        y = 0.5 * y * (1.0 + tl.erf(y * 0.7071067811865476))
+        a = tl.minimum(tl.abs(y), 16.0, propagate_nan=tl.PropagateNan.ALL)  # as in plugins/gelu/kernel.py
+        p = -0.0004881171626 * a + 0.0071988049895
+        p = ((p * a - 0.0521468035877) * a - 0.4595957100391) * a - 1.1510006189346
+        y = tl.maximum(y, 0.0) - a * tl.exp2(p * a - 1.0)
     return y
 
 
