@@ -51,8 +51,8 @@ def gelu_kernel(
 @triton.jit
 def _erf_form(x):
     """x (1 + erf(x / sqrt 2)) / 2 as max(x, 0) - |x| 2^p(|x|): p is a polynomial through log2 of the normal
-    distribution's tail, which is nearly a parabola. Off by at most 5.4e-7 anywhere (and float32's rounding); tl.erf took
-    37 instructions for a number, so that arithmetic, not memory, was what the kernel waited for."""
+    distribution's tail, which is nearly a parabola. Off by at most 5.4e-7 anywhere, and float32's rounding. tl.erf
+    took 36 instructions for a number, and the kernel waited for arithmetic, not for memory."""
     a = tl.minimum(tl.abs(x), 16.0, propagate_nan=tl.PropagateNan.ALL)  # beyond it the tail is 0; inf times 0 is not
     p = -0.0004881171626 * a + 0.0071988049895
     p = ((p * a - 0.0521468035877) * a - 0.4595957100391) * a - 1.1510006189346
