@@ -7,19 +7,18 @@ from typing import Any
 
 import export_kit as kit
 import numpy as np
-import onnx
 import pytest
 import tiny
 
 from configs.errors import UsageError, UserError
-from export import calibration, checkpoint, engine, files, first_difference, graph, precision, ranges, runners
+from export import calibration, checkpoint, files, graph, precision, ranges, runners
 from export.comparison import Comparison, Figure, Tolerance
 from export.config import ExportConfig
 from export.quantisation import FORMATS, Quantisation, names, quantise_weight
 from export.ranges import METHODS, Range
 from export.simulation import Simulation
 from model.config import BertConfig
-from plugins import PLUGINS, formats, legs, plugin, tensorrt_flavour
+from plugins import PLUGINS, formats, legs, plugin
 from serve import gpu
 from serve import manifest as manifests
 
@@ -125,50 +124,6 @@ def test_a_simulation_too_large_for_one_file_says_the_same(home, asked, tmp_path
             np.testing.assert_array_equal(a, b)
 
 
-PLAIN = ("linear", "linear_gelu", "linear_skip_layer_norm", "linear_skip_layer_norm8")
-
-
-@pytest.mark.parametrize("fused", [False, True])
-def test_each_product_can_stay_in_16_bits(fused):
-    for left_out in names(SIZES):
-        for gelu in ("erf", "tanh"):
-            scales = {name: scale for name, scale in all_of("float8").scales.items() if name != left_out}
-            some = Quantisation("float8", scales, False)
-            model = graph.build(
-                kit.tensors(SIZES), replace(SIZES, gelu=gelu), precision="float16", layout="packed", fused=fused,
-                quantisation=some,
-            )  # fmt: skip
-            onnx.checker.check_model(model, full_check=True)
-            products = {name: node.op_type for node in model.graph.node if (name := ranges.product_of(node))}
-            assert sorted(products) == sorted(names(SIZES))
-            assert [name for name, op in products.items() if op in PLAIN] == [left_out]
-            start, end = kit.compute(model, kit.packed_inputs(kit.batch(SIZES)))
-            assert np.isfinite(start).all()
-            assert np.isfinite(end).all()
-    counts = graph.count_nodes(model)  # of the last: ffn.out of the last layer is left out, whose norm gives no 8 bits
-    joined = {"linear8": 2, "linear8_skip_layer_norm8": 3, "linear_skip_layer_norm": 1}
-    parts = {"linear": 1, "linear8": 5, "skip_layer_norm": 1, "skip_layer_norm8": 3}
-    gelu8 = {"linear8_gelu8": 1, "linear8_gelu": 1}
-    assert counts == {"embed_layer_norm8": 1, "attention8": 2} | gelu8 | (joined if fused else parts)
-
-
-@pytest.mark.parametrize("gelu", ["erf", "tanh"])
-@pytest.mark.parametrize("channels", [False, True])
-def test_a_norm_joined_to_its_product_changes_no_answer(gelu, channels):
-    """And int8 products, which have no such node, stay apart."""
-    for format in FORMATS:
-        found = []
-        for fused in (False, True):
-            model = graph.build(
-                kit.tensors(SIZES), replace(SIZES, gelu=gelu), precision="float32", layout="packed", fused=fused,
-                quantisation=all_of(format, channels),
-            )  # fmt: skip
-            found.append(np.stack(kit.compute(model, kit.packed_inputs(kit.batch(SIZES)))))
-            joined = graph.count_nodes(model).get("linear8_skip_layer_norm8", 0)
-            assert joined == (3 if fused and format == "float8" else 0)
-        np.testing.assert_allclose(*found, atol=1e-4)
-
-
 def test_products_that_hurt_most_for_their_arithmetic_stay_until_the_error_is_small_enough(home, asked):
     said: list[str] = []
 
@@ -212,31 +167,6 @@ def test_calibration_takes_training_questions_and_says_which(home, tmp_path):
     tiny.questions(tmp_path / "few.json", 3)
     with pytest.raises(UserError, match=r"few\.json gives \d windows to calibrate with; needed are 16"):
         calibration.read(run, str(tmp_path / "few.json"), 128)
-
-
-@pytest.mark.parametrize(("gelu", "node"), [("tanh", "layer_0/ffn/in"), ("erf", "layer_0/ffn/gelu")])
-def test_a_marked_8_bit_output_is_what_it_stands_for(home, gelu, node, tmp_path):
-    form, some = replace(SIZES, gelu=gelu), all_of("float8")
-    settings: Any = {"layout": "packed", "fused": True, "quantisation": some}
-    model = graph.build(kit.tensors(SIZES), form, precision="float32", **settings)
-    wanted = ["layer_0/attention/context", node, "layer_0/attention/norm"]
-    assert {node.op_type for node in model.graph.node if node.name in wanted} == {
-        "attention8", "linear8_gelu8", "linear8_skip_layer_norm8",
-    }  # fmt: skip
-    files.save(model, tmp_path / "eight.onnx")
-    files.save(graph.build(kit.tensors(SIZES), form, precision="float32", layout="packed"), tmp_path / "plain.onnx")
-    batch = kit.batch(SIZES)
-    eight, plain = (runners.onnx_runner(tmp_path / f"{n}.onnx", batch, "packed")(wanted) for n in ("eight", "plain"))
-    differences = first_difference.relative(eight, plain, wanted)
-    assert 0.005 < max(differences.values()) < 0.2
-    trt = tensorrt_flavour.load("tensorrt_rtx")  # and TensorRT reads such a marked graph
-    half = graph.build(kit.tensors(SIZES), form, precision="float16", **settings)
-    files.save(half, tmp_path / "half.onnx")
-    copy = first_difference.mark(tmp_path / "half.onnx", wanted)
-    expected = first_difference.counts(copy)
-    profile = manifests.Profile(manifests.Range(1, 2, 4), manifests.Range(1, 64, 256), None)
-    plan = engine.Plan(tuple(PLUGINS), (89,), profile)
-    assert engine.build(trt, copy, tmp_path / "plan", plan, expected) == expected
 
 
 def test_the_lower_end_of_the_interval_can_be_asked_for():

@@ -106,10 +106,11 @@ def name(inputs: int, outputs: int, gelu: bool, dtype: str) -> str:
 
 
 def needed(sizes: Sizes, dtype: str) -> list[Variant]:
-    """What an engine of this model needs: qkv and ffn.in, and the two that a layer norm follows."""
+    """What an engine of this model needs: qkv and ffn.in, and the two that a layer norm follows. An ffn.in in A before an
+    8-bit ffn.out leaves its GELU to gelu8."""
     context, hidden, ffn = sizes.heads * sizes.head_size, sizes.hidden, sizes.ffn
-    products = {(hidden, 3 * context): False, (context, hidden): False, (hidden, ffn): sizes.gelu == "tanh"}
-    products[ffn, hidden] = False
-    return [
-        variant for shape, gelu in products.items() for variant in variants({"weight": shape}, dtype, gelu=gelu)
-    ]  # fmt: skip
+    forms = {sizes.gelu == "tanh"} | ({False} if sizes.format else set())
+    products = [((hidden, 3 * context), False), ((context, hidden), False), ((ffn, hidden), False)]
+    products += [((hidden, ffn), gelu) for gelu in sorted(forms)]
+    made = [made for shape, gelu in products for made in variants({"weight": shape}, dtype, gelu=gelu)]
+    return list({variant.name: variant for variant in made}.values())
