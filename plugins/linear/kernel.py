@@ -106,8 +106,8 @@ def name(inputs: int, outputs: int, gelu: bool, dtype: str) -> str:
 
 
 def needed(sizes: Sizes, dtype: str) -> list[Variant]:
-    """What an engine of this model needs: qkv and ffn.in, and the two that a layer norm follows. An ffn.in in A before an
-    8-bit ffn.out leaves its GELU to gelu8."""
+    """What an engine of this model needs: qkv and ffn.in, and the two that a layer norm follows. An ffn.in in A before
+    an 8-bit ffn.out leaves its GELU to gelu8."""
     context, hidden, ffn = sizes.heads * sizes.head_size, sizes.hidden, sizes.ffn
     forms = {sizes.gelu == "tanh"} | ({False} if sizes.format else set())
     products = [((hidden, 3 * context), False), ((context, hidden), False), ((ffn, hidden), False)]
