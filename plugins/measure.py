@@ -79,18 +79,21 @@ def time_case(device: Device, op: str, case: Any, dtype: str, tuning: Mapping[st
 
 def measure(
     op: str, moved: Moved, done: Done | None, tunings: Sequence[Mapping], dtypes: Sequence[str],
-    also: Sequence[str] = (), only: Sequence[str] = (),
+    also: Sequence[str] = (), only: Sequence[str] = (), without: Sequence[str] = (),
 ) -> list[dict]:  # fmt: skip
     """A row of results for every bench case, dtype and tuning, on the current GPU.
 
-    also: further operators of the folder. only: words that the case's name must have, all of them.
+    also: further operators of the folder. only, without: words of a case's name, all of which or none of which it has.
     """
     rows = []
     torch = peers.load()
     eight = [f"{op}8"] if plugins.OPS.get(f"{op}8") == plugins.OPS[op] else []  # writes 8 bits, too: no sweep
     ops = (op, *also) if len(tunings) > 1 else dict.fromkeys((op, *eight, *also))
     pairs = [(name, case) for name in ops for case in legs.cases(name, "BENCH_CASES")]
-    pairs = [(name, case) for name, case in pairs if set(only) <= set(case.name.split())]
+    pairs = [
+        (name, case) for name, case in pairs
+        if set(only) <= set(case.name.split()) and not set(without) & set(case.name.split())
+    ]  # fmt: skip
     with Device() as device:
         for op, case in pairs:
             for dtype in dtypes:
@@ -143,6 +146,7 @@ def main(
     parser.add_argument("--dtypes", nargs="+", choices=("float16", "bfloat16"), default=["float16"])
     parser.add_argument("--sweep", action="store_true", help="try other block sizes and warps, too; nothing is written")
     parser.add_argument("--only", nargs="+", default=[], help="cases whose names have all these words, as base 1x128")
+    parser.add_argument("--without", nargs="+", default=[], help="cases whose names have none of these, as int8")
     parser.add_argument("--few-tokens", type=int, help="up to how many our products are taken; nothing is written")
     settings = parser.parse_args()
     tunings = [{}, *sweep] if settings.sweep else [{}]
@@ -150,7 +154,7 @@ def main(
         limits = legs.part(op, "plugin")
         for name in (name for name in vars(limits) if name.startswith("FEW_TOKENS")):
             setattr(limits, name, settings.few_tokens)
-    rows = measure(op, moved, done, tunings, settings.dtypes, also, settings.only)
+    rows = measure(op, moved, done, tunings, settings.dtypes, also, settings.only, settings.without)
     out = settings.out or Path(__file__).parent / plugins.OPS[op] / "results.csv"
     if not settings.sweep and settings.few_tokens is None:
         write_rows(out, rows)

@@ -1,7 +1,8 @@
 """How fast are 8-bit products: python -m plugins.linear8.bench, on a GPU; operations and bytes as for `linear`.
 
---sweep tries other tiles of our float8 product: --only 1x128. Whether it beats cuBLASLt and a kernel of GELU for many
-tokens: --sweep --few-tokens 99999 --only 32x384 ffn.in erf; without --few-tokens that is cuBLASLt's time.
+--sweep tries other tiles of our float8 product: --only base 1x128 --without int8 channels. Whether it beats cuBLASLt
+and a kernel of GELU for many tokens: --sweep --few-tokens 99999 --only 32x384 ffn.in erf; without --few-tokens that is
+cuBLASLt's time.
 """
 
 import math
