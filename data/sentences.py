@@ -102,3 +102,13 @@ def known(dataset: Dataset, labels: tuple[str, ...]) -> None:
             f"{dataset.source}: the label {names[0]!r} ({len(strange)} rows, the first is {strange[0].id}) was never "
             f"seen in training, which had {', '.join(map(repr, labels))}; take these rows out, or train with them"
         )
+
+
+def differ(dataset: Dataset) -> None:
+    """Raise a UserError where all targets are one number: nothing can be learnt, no correlation be computed."""
+    values = {float(example.label or 0.0) for example in dataset.examples}
+    if len(values) < 2:
+        raise UserError(
+            f"{dataset.source} has one target only, {min(values, default=None)}; there is nothing to learn. Needed are "
+            "at least two: check --label-column and --limit"
+        )

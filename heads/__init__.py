@@ -31,6 +31,11 @@ def tasks() -> tuple[str, ...]:
     return tuple(entries())
 
 
+def by_path() -> dict[str, type[Head]]:
+    """Route of the server -> the head whose requests it takes; heads of one route take the same ones."""
+    return {entry.path(): entry for entry in entries().values()}
+
+
 def find(task: str, labels: Sequence[str] = (), settings: Mapping[str, Any] | None = None) -> Head:
     """The head of a task. Raises: UserError for a task that nobody knows, or a setting that its head has not."""
     there = entries()

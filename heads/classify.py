@@ -8,10 +8,9 @@ import numpy as np
 
 from configs.errors import UserError
 from data import glue, sentences, sequences
-from data.sentences import Dataset, Example
-from data.squad import clean
 from heads import pooling
-from heads.head import Head, Output, text_of
+from heads.head import Output, probabilities
+from heads.sentence import SentenceHead
 
 GLUE = tuple(f"glue/{name}" for name, task in glue.TASKS.items() if task.labels)
 
@@ -23,7 +22,7 @@ class Classification:
     probabilities: dict[str, float]  # of every class, in the order of the labels
 
 
-class Classify(Head):
+class Classify(SentenceHead):
     """Logits of C classes a sequence. A text beyond the window is cut off, the longer of two first."""
 
     title = "classification"
@@ -32,6 +31,8 @@ class Classify(Head):
     pretrained: ClassVar = ("pooler.kernel", "pooler.bias")
     architecture = "BertForSequenceClassification"
     needs = "a text, and the second one where the task has two"
+    route, invites = "classify", "Classify a text"
+    gives: ClassVar = {"label": "text", "score": "number", "probabilities": "json"}
 
     def __init__(self, task, labels=(), settings=None):
         known = glue.TASKS.get(task.removeprefix("glue/")) if "/" in task else None
@@ -40,15 +41,6 @@ class Classify(Head):
         self.score = self.measured[0]
 
     # --- data
-
-    def read(self, source, *, limit=None, split="train") -> Dataset:
-        if self.task.startswith("glue/"):
-            return glue.read(self.task.removeprefix("glue/"), source, limit=limit, split=split)
-        return sentences.read_table(source, **self._columns(), number=False, limit=limit)
-
-    def _columns(self) -> dict[str, Any]:
-        names = (self.settings[f"{name}_column"] for name in ("text", "second", "label"))
-        return dict(zip(("text", "second", "label"), names, strict=True))
 
     def fit(self, dataset):
         """With the classes of a training set, unless the task says what they are."""
@@ -63,16 +55,7 @@ class Classify(Head):
         sentences.known(dataset, self.labels)
         index = {name: place for place, name in enumerate(self.labels)}
         labels = np.array([index.get(e.label, -1) for e in dataset.examples], np.int32)
-        return featurised(dataset, tokenizer, options, progress, {"labels": labels})
-
-    def texts(self, dataset) -> list[str]:
-        return list(dict.fromkeys(text for e in dataset.examples for text in (e.first, e.second) if text))
-
-    def group(self, example) -> str:
-        return example.first
-
-    def augment(self, ways, dataset, candidates, **settings):
-        return ways.augment_sentences(dataset, candidates, **settings)
+        return self.windows(dataset, tokenizer, options, progress, {"labels": labels})
 
     # --- model
 
@@ -170,13 +153,6 @@ class Classify(Head):
 
     # --- serving
 
-    def example(self, fields, place=0) -> Example:
-        first = text_of(fields, "text", place, self.needs)
-        return Example(str(place), clean(first), clean(text_of(fields, "second", place, self.needs, default="")))
-
-    def dataset(self, examples) -> Dataset:
-        return Dataset(examples, "the texts given")
-
     def response(self, prediction, threshold=None) -> dict[str, Any]:
         """{"label", "score", "probabilities": {label: share}}."""
         return {name: getattr(prediction, name) for name in ("label", "score", "probabilities")}
@@ -184,22 +160,6 @@ class Classify(Head):
     def shown(self, example, prediction, threshold=None) -> tuple[str, int, int, list[str]]:
         shares = sorted(prediction.probabilities.items(), key=lambda pair: -pair[1])
         return "", 0, 0, [f"label: {prediction.label}", ", ".join(f"{name} {share:.3f}" for name, share in shares[:10])]
-
-
-def featurised(dataset, tokenizer, options, progress, labels) -> sequences.Sequences:
-    """One window an example of `data/sentences.py`."""
-    if not dataset.examples:
-        raise UserError(f"{dataset.source}: no examples to make features from")
-    first, second = ([getattr(e, name) for e in dataset.examples] for name in ("first", "second"))
-    ids = [e.id for e in dataset.examples]
-    return sequences.of_texts(ids, first, second, tokenizer, options.window, progress, labels=labels)
-
-
-def probabilities(logits: np.ndarray) -> np.ndarray:
-    """Softmax of the last axis in float64; a NaN counts as the least."""
-    wide = np.nan_to_num(np.asarray(logits, np.float64), nan=-1e8, posinf=1e8, neginf=-1e8)
-    powers = np.exp(wide - wide.max(axis=-1, keepdims=True))
-    return powers / powers.sum(axis=-1, keepdims=True)
 
 
 HEAD = Classify

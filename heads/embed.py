@@ -10,11 +10,10 @@ import numpy as np
 
 from configs.errors import UserError
 from data import glue, scores, sentences, sequences
-from data.sentences import Dataset, Example
-from data.squad import clean
+from data.sentences import Dataset
 from heads import pooling
-from heads.head import Head, Output, text_of
-from heads.regress import refuse_constant
+from heads.head import Output
+from heads.sentence import SECOND, TEXT, SentenceHead
 
 LEAST = 1e-12  # of a vector's length, as transformers and torch have it
 
@@ -25,7 +24,7 @@ class Embedding:
     similarity: float | None  # cosine, -1 to 1, where there are two
 
 
-class Embed(Head):
+class Embed(SentenceHead):
     """H values a sequence. A training example is two windows, side by side."""
 
     title = "embedding"
@@ -37,6 +36,13 @@ class Embed(Head):
     together: ClassVar = 2
     score = "spearman"
     needs = "a text, or two to compare"
+    route, invites = "embed", "Compare two texts"
+    fields: ClassVar = {
+        "text": TEXT._replace(about="the text"),
+        "second": SECOND._replace(about="a second one to compare it with", sample="She wrote code before others did."),
+    }  # fmt: skip
+    gives: ClassVar = {"embedding": "numbers", "second_embedding": "numbers?", "similarity": "number?"}
+    number: ClassVar = True
 
     def __init__(self, task, labels=(), settings=None):
         super().__init__(task, labels, settings)
@@ -50,14 +56,13 @@ class Embed(Head):
     def read(self, source, *, limit=None, split="train") -> Dataset:
         if source.startswith("tfds:"):
             return glue.read("stsb", source, limit=limit, split=split)
-        text, second, label = (self.settings[f"{name}_column"] for name in ("text", "second", "label"))
-        if not second:
+        if not self.settings["second_column"]:
             raise UserError("--task embed learns from pairs: name the second text's column with --second-column")
-        return sentences.read_table(source, text, second, label, number=True, limit=limit)
+        return super().read(source, limit=limit, split=split)
 
     def fit(self, dataset):
         """With the scale of the similarities: 1 where they lie within -1 and 1, else the largest (STS-B: 5)."""
-        refuse_constant(dataset)
+        sentences.differ(dataset)
         largest = max(abs(float(e.label)) for e in dataset.examples)
         return type(self)(self.task, (), self.settings | {"scale": largest if largest > 1 else 1.0})
 
@@ -77,15 +82,6 @@ class Embed(Head):
             found, examples=[e.id for e in dataset.examples], example=np.array([p for p, _ in pairs], np.int32),
             labels={"targets": labels}, together=together,
         )  # fmt: skip
-
-    def texts(self, dataset) -> list[str]:
-        return list(dict.fromkeys(text for e in dataset.examples for text in (e.first, e.second) if text))
-
-    def group(self, example) -> str:
-        return example.first
-
-    def augment(self, ways, dataset, candidates, **settings):
-        return ways.augment_sentences(dataset, candidates, **settings)
 
     # --- model
 
@@ -163,13 +159,6 @@ class Embed(Head):
         return float(np.dot(one, other)) >= 0.999
 
     # --- serving
-
-    def example(self, fields, place=0) -> Example:
-        first = text_of(fields, "text", place, self.needs)
-        return Example(str(place), clean(first), clean(text_of(fields, "second", place, self.needs, default="")))
-
-    def dataset(self, examples) -> Dataset:
-        return Dataset(examples, "the texts given")
 
     def response(self, prediction, threshold=None) -> dict[str, Any]:
         """{"embedding": [H numbers]}, or for two texts {"embedding", "second_embedding", "similarity"}."""

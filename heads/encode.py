@@ -4,24 +4,26 @@
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from configs.errors import UserError
-from data import sequences
 from data.sentences import Dataset, Example
 from data.squad import clean
 from data.tables import read_text
-from heads.head import Head, Output, text_of
+from heads.head import Head, Output
+from heads.sentence import TEXT, SentenceHead
 
 
-class Encode(Head):
+class Encode(SentenceHead):
     """H values a token, as the last layer gives them."""
 
     title, tasks = "encoding", ("encode",)
     score = "norm"
-    needs = "a text"
+    route, invites = "encode", "Encode a text"
+    fields: ClassVar = {"text": TEXT._replace(about="the text")}
+    gives: ClassVar = {"encoded": "json"}
 
     def read(self, source, *, limit=None, split="train") -> Dataset:
         """A file of text; every line that is not blank is an example."""
@@ -34,12 +36,11 @@ class Encode(Head):
     def fit(self, dataset):
         raise UserError("--task encode learns nothing: train another task, and export its run with --task encode")
 
-    def featurise(self, dataset, tokenizer, options, cache_dir=None, progress=None) -> sequences.Sequences:
-        texts, ids = [e.first for e in dataset.examples], [e.id for e in dataset.examples]
-        return sequences.of_texts(ids, texts, [""] * len(texts), tokenizer, options.window, progress)
+    def featurise(self, dataset, tokenizer, options, cache_dir=None, progress=None):
+        return self.windows(dataset, tokenizer, options, progress, {})
 
-    def texts(self, dataset) -> list[str]:
-        return [example.first for example in dataset.examples]
+    def augment(self, ways, dataset, candidates, **settings):
+        return Head.augment(self, ways, dataset, candidates, **settings)  # nothing is learnt, so nothing is varied
 
     def shapes(self, config) -> dict[str, tuple[int, ...]]:
         return {}
@@ -78,12 +79,6 @@ class Encode(Head):
         """The vectors of a text, all together, point the same way to a cosine of 0.999."""
         a, b = np.ravel(one), np.ravel(other)
         return float(a @ b) >= 0.999 * float(np.linalg.norm(a) * np.linalg.norm(b))
-
-    def example(self, fields, place=0) -> Example:
-        return Example(str(place), clean(text_of(fields, "text", place, self.needs)))
-
-    def dataset(self, examples) -> Dataset:
-        return Dataset(examples, "the texts given")
 
     def response(self, prediction, threshold=None) -> dict[str, Any]:
         """{"encoded": [[H numbers] of every token, [CLS] and [SEP] included]}."""

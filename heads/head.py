@@ -4,7 +4,8 @@
     forward -> loss, soft_loss       encoder output to a loss  (TensorFlow, imported inside; train and distill)
     tail                             the same as ONNX          (onnx, imported inside; export)
     decode -> metrics                outputs to predictions    (numpy)
-    example, response                JSON to an example, a prediction to JSON  (serve)
+    fields, example                  a request's JSON to an example             (serve, Triton's front end)
+    response, gives                  a prediction to a response's JSON
 
 A new head is one file in this folder that defines a subclass as `HEAD`; nothing else in the project asks which task it
 is. At the top of a head's file stands neither TensorFlow nor onnx: serve reads these files, too.
@@ -36,6 +37,17 @@ class Output(NamedTuple):
         return self.name.removesuffix("_logits")
 
 
+class Field(NamedTuple):
+    """One field of a request. A page makes a form of them, the server and Triton a description."""
+
+    title: str  # above a form's field
+    about: str  # in a description, after its name
+    needed: bool = True
+    many: bool = False  # a list of texts, which a form has no field for
+    long: bool = False  # a form's field has several lines
+    sample: str = ""  # what it begins with
+
+
 class Head(ABC):
     """A kind of task, with the labels and settings of a run. See the methods for what an entry has to say.
 
@@ -53,7 +65,14 @@ class Head(ABC):
     together: ClassVar[int] = 1  # windows that make one training example: 2 where pairs are learnt from
     pretrained: ClassVar[tuple[str, ...]] = ()  # tensors that an encoder's pre-training leaves, rather than a task
     builtin: ClassVar[str | None] = None  # examples that need no file, for export's comparison
-    needs: ClassVar[str] = ""  # what a request must hold, for an error
+    needs: ClassVar[str] = "a text"  # what a request must hold, for an error
+    route: ClassVar[str] = ""  # POST /ROUTE answers requests; "": the name of its first task
+    invites: ClassVar[str] = "Ask the engine"  # over the page's form
+    fields: ClassVar[dict[str, Field]] = {"text": Field("Text", "the text", long=True)}
+    # Field of a response -> "text", "whole", "number", "numbers" (one axis) or "json", with "?" behind it where it may
+    # be missing. {}: the response is one piece of JSON.
+    gives: ClassVar[dict[str, str]] = {}
+    most_runners_up: ClassVar[int] = 0  # predictions beside the best one that a request may ask for
 
     def __init__(self, task: str, labels: Sequence[str] = (), settings: Mapping[str, Any] | None = None) -> None:
         self.task, self.labels = task, tuple(labels)
@@ -180,6 +199,16 @@ class Head(ABC):
         Raises: UserError where a field is missing, empty or no text.
         """
 
+    @classmethod
+    def path(cls) -> str:
+        """The route, as "/answer"."""
+        return "/" + (cls.route or cls.tasks[0].replace("/", "-"))
+
+    def proof(self) -> dict[str, Any]:
+        """A request that an engine answers if it works at all."""
+        asked = [name for name, field in self.fields.items() if field.needed] or list(self.fields)[:1]
+        return dict.fromkeys(asked, "Is it ready?")
+
     @abstractmethod
     def dataset(self, examples: list) -> Any:
         """Examples of requests as a data set."""
@@ -188,10 +217,27 @@ class Head(ABC):
     def response(self, prediction: Any, threshold: float | None = None) -> dict[str, Any]:
         """A prediction as the JSON of a response."""
 
+    def runners_up(self, features: Any, dataset: Any, outputs: Sequence[Arrays], most: int) -> list[dict[str, Any]]:
+        """What came next for the one example of a data set, as JSON; at most `most`, up to `most_runners_up`."""
+        return []
+
     def shown(self, example: Any, prediction: Any, threshold: float | None = None) -> tuple[str, int, int, list[str]]:
         """For a person: (a text, first and last character to be marked in it, lines below it)."""
         lines = [f"{name}: {value}" for name, value in self.response(prediction, threshold).items()]
         return "", 0, 0, lines
+
+
+def characters(fields: Mapping[str, Any]) -> int:
+    """Of all texts of a request."""
+    texts = [text for value in fields.values() for text in (value if isinstance(value, list) else [value])]
+    return sum(len(text) for text in texts if isinstance(text, str))
+
+
+def probabilities(logits: np.ndarray) -> np.ndarray:
+    """Softmax of the last axis in float64; a NaN counts as the least."""
+    wide = np.nan_to_num(np.asarray(logits, np.float64), nan=-1e8, posinf=1e8, neginf=-1e8)
+    powers = np.exp(wide - wide.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
 
 
 def text_of(fields: Mapping[str, Any], name: str, place: int, needs: str, default: str | None = None) -> str:

@@ -4,10 +4,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from configs.errors import UserError
-from data import glue, scores, sentences
-from data.sentences import Dataset
-from heads.classify import Classify, featurised
+from data import scores, sentences
+from heads.classify import Classify
 from heads.head import Output
 
 
@@ -17,24 +15,22 @@ class Regress(Classify):
     title = "regression"
     tasks: ClassVar = ("glue/stsb", "csv/number")
     takes: ClassVar = {"text_column": "text", "second_column": "", "label_column": "target"}
+    route, invites = "regress", "Put a number to a text"
+    gives: ClassVar = {"value": "number"}
+    number: ClassVar = True
 
     def __init__(self, task, labels=(), settings=None):
         super().__init__(task, labels, settings)
         self.measured = ("spearman", "pearson")
         self.score = self.measured[0]
 
-    def read(self, source, *, limit=None, split="train") -> Dataset:
-        if self.task.startswith("glue/"):
-            return glue.read(self.task.removeprefix("glue/"), source, limit=limit, split=split)
-        return sentences.read_table(source, **self._columns(), number=True, limit=limit)
-
     def fit(self, dataset):
-        refuse_constant(dataset)
+        sentences.differ(dataset)
         return self
 
     def featurise(self, dataset, tokenizer, options, cache_dir=None, progress=None):
         targets = np.array([e.label or 0.0 for e in dataset.examples], np.float32)
-        return featurised(dataset, tokenizer, options, progress, {"targets": targets})
+        return self.windows(dataset, tokenizer, options, progress, {"targets": targets})
 
     def _classes(self) -> int:
         return 1
@@ -79,16 +75,6 @@ class Regress(Classify):
 
     def shown(self, example, prediction, threshold=None) -> tuple[str, int, int, list[str]]:
         return "", 0, 0, [f"value: {prediction:.4f}"]
-
-
-def refuse_constant(dataset: Dataset) -> None:
-    """Raise a UserError where all targets are one number: nothing can be learnt, no correlation be computed."""
-    values = {float(example.label or 0.0) for example in dataset.examples}
-    if len(values) < 2:
-        raise UserError(
-            f"{dataset.source} has one target only, {min(values, default=None)}; there is nothing to learn. Needed are "
-            "at least two: check --label-column and --limit"
-        )
 
 
 HEAD = Regress

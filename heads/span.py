@@ -1,13 +1,19 @@
 """The answer to a question as a span of its passage (SQuAD): for every token, how likely it starts and ends there."""
 
+from dataclasses import asdict
 from typing import Any, ClassVar
 
 import numpy as np
 
-from data import metric, squad
+from data import metric, spans, squad
 from data.answers import Prediction, best_answers, texts
 from data.features import Features, featurise
-from heads.head import Head, Output, text_of
+from heads.head import Field, Head, Output, text_of
+
+PASSAGE = (
+    "Ada Lovelace was an English mathematician. In 1843 she published notes on the Analytical Engine, a machine "
+    "proposed by Charles Babbage, and in them a method to compute Bernoulli numbers with it."
+)
 
 
 class Span(Head):
@@ -20,6 +26,16 @@ class Span(Head):
     builtin = "builtin:dev-facts"
     architecture = "BertForQuestionAnswering"
     needs = "a question and the passage that it is about"
+    route, invites = "answer", "Ask a passage"
+    fields: ClassVar = {
+        "context": Field("Passage", "the passage that has the answer", long=True, sample=PASSAGE),
+        "question": Field("Question", "what is asked", sample="Who proposed the Analytical Engine?"),
+    }  # fmt: skip
+    gives: ClassVar = {
+        "answer": "text", "start": "whole", "end": "whole", "score": "number", "no_answer_score": "number",
+        "windows": "whole",
+    }  # fmt: skip
+    most_runners_up: ClassVar = 20
 
     # --- data
 
@@ -135,6 +151,12 @@ class Span(Head):
             "end": 0 if none else prediction.end, "score": prediction.score,
             "no_answer_score": prediction.no_answer_score, "windows": prediction.windows,
         }  # fmt: skip
+
+    def runners_up(self, features, dataset, outputs, most) -> list[dict[str, Any]]:
+        """[{"text", "start", "end", "score"}], from high to low; none overlaps a better one."""
+        start, end = outputs
+        found = spans.ranked(features, dataset, start, end, 1 + most, self.settings["max_answer_tokens"])
+        return [asdict(span) for span in found[1:]]
 
     def shown(self, example, prediction, threshold=None) -> tuple[str, int, int, list[str]]:
         found = self.response(prediction, threshold)

@@ -11,8 +11,7 @@ from data import scores, sequences, tagged
 from data.squad import clean
 from data.tagged import Dataset, Example
 from heads import pooling
-from heads.classify import probabilities
-from heads.head import Head, Output, text_of
+from heads.head import Field, Head, Output, probabilities, text_of
 
 MOST_WORDS = 100_000  # of a request
 # What a free text is cut into: Chinese characters one by one, words with what joins them, every other mark alone.
@@ -45,6 +44,13 @@ class Tag(Head):
     score = "f1"
     architecture = "BertForTokenClassification"
     needs = 'a text, or "words" as a list'
+    route, invites = "tag", "Tag a text"
+    fields: ClassVar = {
+        "text": Field("Text", "the text, whose words are found here", needed=False, long=True,
+                      sample="Ada Lovelace met Charles Babbage in London in 1833."),
+        "words": Field("Words", "or its words, as they are", needed=False, many=True),
+    }  # fmt: skip
+    gives: ClassVar = {"entities": "json", "words": "json"}
 
     # --- data
 

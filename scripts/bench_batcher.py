@@ -97,7 +97,7 @@ class Variant:
                 while (asked := time.perf_counter()) < end and not broken:
                     question, context = choice.choice(pairs)
                     if batcher:
-                        future: Future = batcher.submit(question, context)
+                        future: Future = batcher.submit({"question": question, "context": context})
                         future.result()
                     else:
                         self.reader.answer(question, context)

@@ -163,7 +163,9 @@ def completed(
 
 
 def submitted(batcher: Batcher, ask: Ask) -> Future:
-    return batcher.submit_packed(ask) if isinstance(ask, Packed) else batcher.submit(*ask)
+    if isinstance(ask, Packed):
+        return batcher.submit_packed(ask)
+    return batcher.submit({"question": ask[0], "context": ask[1]})
 
 
 def closed(batcher: Batcher, asks: list[Ask], seconds: float, seed: int, clients: int = CLIENTS) -> float:

@@ -1,10 +1,12 @@
-"""Many people's questions on one engine: their windows share batches, which are cut by tokens and not by requests.
+"""Many people's requests to one engine: their windows share batches, which are cut by tokens and not by requests.
 
     with Batcher(reader) as batcher:
-        future = batcher.submit("Who wrote it?", "It was written by Ada Lovelace.", deadline_ms=500)
-        served = future.result()            # Served(answer, timing); the answer is what reader.answer would give
+        future = batcher.submit({"text": "Where is my parcel?"}, deadline_ms=500)
+        served = future.result()            # Served(response, timing); the response is what reader.respond would give
 
-    submit -> texts -> workers: tokens -> lane: windows, Session.submit, Session.result -> workers: span -> future
+    submit -> texts -> workers: tokens -> lane: windows, Session.submit, Session.result -> workers: decoding -> future
+
+Engines of every task are served alike; what a request holds and how outputs become a response, their head says.
 
 A batch goes as soon as it is full. One that is not full waits for company only while there is a reason to: the device
 is busy, or texts are being cut into tokens right now; and never longer than `max_delay_ms` since its first window.
@@ -17,19 +19,19 @@ by what comes within a known time after it, and a book delays a question by litt
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
 from configs.errors import UsageError, UserError
-from data.squad import Dataset
+from heads.head import characters
 from serve import budget as budgets
+from serve.answerer import Answerer
 from serve.lane import Hooks, Lane
 from serve.packed import Packed, check
 from serve.queue import Heap
-from serve.reader import Reader, as_example
 from serve.request import BatchReport, DeadlinePassed, Draining, QueueFull, Request, Served, Timing, finished
 
 __all__ = ["BatchReport", "Batcher", "DeadlinePassed", "Draining", "QueueFull", "Served", "Timing"]
@@ -41,7 +43,7 @@ class Batcher:
     """See above. Every method may be called from any thread; futures are resolved in the batcher's threads."""
 
     def __init__(
-        self, reader: Reader, *, token_budget: int | str = "auto", most_sequences: int | None = None,
+        self, reader: Answerer, *, token_budget: int | str = "auto", most_sequences: int | None = None,
         max_delay_ms: float = 2.0, queue_limit_tokens: int = 1 << 20, tokenisers: int = 2, alike: bool = True,
     ) -> None:  # fmt: skip
         """Args:
@@ -82,30 +84,34 @@ class Batcher:
             thread.start()
 
     def submit(
-        self, question: str, context: str, *, deadline_ms: float | None = None, priority: int = 0
+        self, fields: Mapping[str, Any], *, deadline_ms: float | None = None, priority: int = 0, runners_up: int = 0
     ) -> "Future[Served]":
-        """Queue a question; `future.cancel()` takes it back at any time before the answer is there.
+        """Queue a request of the engine's head, {"question", "context"} or {"text"} for one; `future.cancel()` takes it
+        back at any time before the response is there.
 
-        Its future fails with UserError (an empty question, say), DeadlinePassed as soon as `deadline_ms` are over,
+        Its future fails with UserError (an empty text, say), DeadlinePassed as soon as `deadline_ms` are over,
         Draining, or with what the runtime raised for it. Raises: QueueFull.
         """
+        head = self.reader.head
+        if not 0 <= runners_up <= head.most_runners_up:
+            limit = head.most_runners_up
+            return self._refused(UserError(f"runners_up is {runners_up}; {head.title} has 0 to {limit} of them"))
         try:
-            example = as_example(0, question, context)
+            dataset = head.dataset([head.example(fields)])
         except UserError as error:
             return self._refused(error)
-        tokens = (len(example.question) + len(example.context)) // 4 + 3  # until they are counted
-        request = Request(tokens, deadline_ms, priority, Dataset([example], "2.0", source="a request"))
-        return self._enter(request)
+        tokens = characters(fields) // 4 + 3  # until they are counted
+        return self._enter(Request(tokens, deadline_ms, priority, dataset, runners_up))
 
     def submit_packed(
         self, batch: Packed, *, deadline_ms: float | None = None, priority: int = 0
-    ) -> "Future[tuple[np.ndarray, np.ndarray]]":
-        """Queue sequences of ids; the future gets start and end logits, float32 [T] each, or an error as above."""
+    ) -> "Future[tuple[np.ndarray, ...]]":
+        """Queue sequences of ids; the future gets the engine's outputs, float32 [T, ...] or [B, ...], or an error."""
         try:
             check(batch, self.reader.manifest)
         except UserError as error:
             return self._refused(error)
-        request = Request(batch.tokens, deadline_ms, priority, None)
+        request = Request(batch.tokens, deadline_ms, priority)
         request.packed = batch
         return self._enter(request)
 
@@ -257,7 +263,7 @@ class Batcher:
                 self._settle(request, error=DeadlinePassed("the answer was not there by its deadline"))
 
     def _serve_texts(self) -> None:
-        """Threads: text to windows, and logits to an answer; answers first, since somebody's wait ends with it."""
+        """Threads: text to windows, and outputs to a response; that first, since somebody's wait ends with it."""
         while True:
             with self._lock:
                 while not self._answers and self._texts.first() is None:
@@ -277,7 +283,7 @@ class Batcher:
                     self._settle(request, finished(self.reader, request, dataset, features, packed))
                     continue
                 begin = time.perf_counter()
-                features = self.reader.features(dataset)  # type: ignore[arg-type]
+                features = self.reader.features(dataset)
                 packed = Packed.windows(features, np.arange(len(features)))
                 request.text_ms, request.tokenise_ms = begin - request.arrived, time.perf_counter() - begin
                 with self._lock:

@@ -3,7 +3,7 @@
     engines = Engines(opener, root=Path("engines"))
     engines.load("student", Path("engines/student"))
     with engines.use("student") as engine:
-        future = engine.batcher.submit(question, context)
+        future = engine.batcher.submit({"text": "Where is my parcel?"})
 
 A swap opens the new engine beside the old one, lets it answer a question, and only then changes the name over. Whoever
 holds the old one keeps it: it is closed after the last of them is done. So for a moment both are in memory.
@@ -24,13 +24,13 @@ from typing import Any
 from absl import logging
 
 from configs.errors import UserError
+from heads import Head
 from serve import gpu
+from serve.answerer import Answerer
 from serve.config import ServerConfig
-from serve.reader import Reader
 from serve.session import Session
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
-PROOF = ("Is it ready?", "It is ready when it answers.")
 PROOF_S = 60.0  # for the first inference of an engine: a GPU's kernels may be compiled in it
 FRESH_S = 1.0  # an inference so long ago still proves that an engine is ready
 MOST_CALLS = 8  # of ONNX Runtime at a time, unless more are asked for
@@ -51,7 +51,7 @@ class Engine:
     def __init__(self, name: str, folder: Path, reader: Any, batcher: Any) -> None:
         self.name, self.folder, self.reader, self.batcher = name, folder, reader, batcher
         self.proven = 0.0  # time.monotonic() of the last inference that went well
-        self.task: str = reader.manifest.task
+        self.head: Head = reader.head
         self.users = 0
         self._proof: Future | None = None
         self._asking = threading.Lock()
@@ -69,7 +69,7 @@ class Engine:
             if time.monotonic() - self.proven <= FRESH_S:
                 proof.set_result(None)
             else:
-                self._proof = proof = self.batcher.submit(*PROOF, deadline_ms=1000 * timeout_s, priority=-9)
+                self._proof = proof = self.batcher.submit(self.head.proof(), deadline_ms=1000 * timeout_s, priority=-9)
                 proof.add_done_callback(self._noted)
             return proof
 
@@ -234,7 +234,7 @@ def opener(config: ServerConfig) -> Opener:
         providers = list(config.providers) or None
         session = Session.open(folder, config.runtime, providers, threads=threads, calls=calls)
         try:
-            reader = Reader(folder, session=session)
+            reader = Answerer(folder, session=session)
             batcher = Batcher(
                 reader, token_budget=config.batch_tokens,
                 most_sequences=config.most_sequences or session.manifest.profile.batch.most,

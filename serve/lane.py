@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 from absl import logging
 
+from serve.answerer import Answerer
 from serve.budget import Budget
 from serve.packed import Packed
 from serve.queue import Window, WindowQueue
-from serve.reader import Reader
 from serve.request import BatchReport, Request, joined
 from serve.session import Ticket
 
@@ -38,7 +38,7 @@ class Lane:
     """Methods without an underscore are called with the lock."""
 
     def __init__(
-        self, reader: Reader, budget: Budget, most_sequences: int, delay_s: float, alike: bool, lock, hooks: Hooks
+        self, reader: Answerer, budget: Budget, most_sequences: int, delay_s: float, alike: bool, lock, hooks: Hooks
     ) -> None:
         self.session, self.budget, self.most_sequences = reader.session, budget, most_sequences
         self.seconds_a_token = budget.seconds_a_token  # a moving average

@@ -1,8 +1,10 @@
 """The Open Inference Protocol, version 2, over HTTP: tensors as JSON, or as bytes after the JSON, and back.
 
-Every engine, packed or padded, takes the packed inputs of `serve/packed.py` and gives a logit for every token:
+Every engine, packed or padded, takes the packed inputs of `serve/packed.py` and gives the outputs of its head, with a
+row for every token or for every sequence:
 
     token_ids, segment_ids, position_ids INT32 [T], cu_seqlens INT32 [B + 1]  ->  start_logits, end_logits FP32 [T]
+                                                                              ->  logits FP32 [B, classes], ...
 
 The bytes are Triton's "binary tensor data extension", which `tritonclient.http` uses unless it is told otherwise: the
 body begins with so many bytes of JSON as the header Inference-Header-Content-Length says; the tensors whose parameters
@@ -11,16 +13,18 @@ Source: https://github.com/kserve/open-inference-protocol, and Triton's extensio
 """
 
 import json
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from configs.errors import UserError
+from heads import Output
 from serve.packed import ROWS, Packed
+from serve.session import Session
 
 INPUTS = (*ROWS, "cu_seqlens")
-OUTPUTS = ("start_logits", "end_logits")
 HEADER = "inference-header-content-length"
 VERSION = "1"
 Model = TypeVar("Model", bound=BaseModel)
@@ -37,7 +41,7 @@ class Tensor(BaseModel):
     data: list[Any] | None = Field(None, description="numbers, nested as the shape says or in one row")
 
 
-class Output(BaseModel):
+class Wanted(BaseModel):
     """One output that is wanted."""
 
     model_config = ConfigDict(strict=True)
@@ -51,7 +55,7 @@ class InferRequest(BaseModel):
     model_config = ConfigDict(strict=True)
     id: str | None = Field(None, max_length=1000)
     inputs: list[Tensor] = Field(max_length=16)
-    outputs: list[Output] = Field([], max_length=16)
+    outputs: list[Wanted] = Field([], max_length=16)
     parameters: dict[str, Any] = {}
 
     def deadline_ms(self, default: float) -> float:
@@ -69,15 +73,19 @@ class InferRequest(BaseModel):
         return min(priority - 10, 9) if priority else 0
 
 
-def metadata(name: str, runtime: str) -> dict[str, Any]:
-    """What `GET /v2/models/NAME` says."""
+def metadata(name: str, session: Session) -> dict[str, Any]:
+    """What `GET /v2/models/NAME` says of an engine open in a session."""
     inputs = [{"name": tensor, "datatype": "INT32", "shape": [-1]} for tensor in INPUTS]
-    outputs = [{"name": tensor, "datatype": "FP32", "shape": [-1]} for tensor in OUTPUTS]
-    return {"name": name, "versions": [VERSION], "platform": f"retort_{runtime}", "inputs": inputs, "outputs": outputs}
+    outputs = [
+        {"name": one.name, "datatype": "FP32", "shape": [-1] if one.width is None else [-1, one.width]}
+        for one in session.manifest.outputs
+    ]
+    about = {"name": name, "versions": [VERSION], "platform": f"retort_{session.runtime}"}
+    return about | {"inputs": inputs, "outputs": outputs}
 
 
-def parse(body: bytes, header_length: str | None) -> tuple[InferRequest, Packed]:
-    """A request's JSON and its tensors.
+def parse(body: bytes, header_length: str | None, outputs: Sequence[Output]) -> tuple[InferRequest, Packed]:
+    """A request's JSON and its tensors, for an engine with these outputs.
 
     `body` is whole, and its size was bounded before; nothing here makes more than a few times as much of it. What the
     numbers say is not looked at: `serve.packed.check` does that. Raises: UserError for anything that does not fit.
@@ -101,27 +109,31 @@ def parse(body: bytes, header_length: str | None) -> tuple[InferRequest, Packed]
         raise UserError(f"the input {missing[0]} is missing; needed are {', '.join(INPUTS)}")
     if size != len(body):
         raise UserError(f"{len(body) - size} bytes follow the last tensor; each has its binary_data_size in the JSON")
-    for output in request.outputs:
-        if output.name not in OUTPUTS:
-            raise UserError(f"the output {output.name!r} is not known; there are {', '.join(OUTPUTS)}")
+    there = [output.name for output in outputs]
+    for wanted in request.outputs:
+        if wanted.name not in there:
+            raise UserError(f"the output {wanted.name!r} is not known; there are {', '.join(there)}")
     return request, Packed(**found)
 
 
-def answer(request: InferRequest, model: str, logits: tuple[np.ndarray, np.ndarray]) -> tuple[bytes, int | None]:
+def answer(
+    request: InferRequest, model: str, outputs: Sequence[Output], arrays: Sequence[np.ndarray]
+) -> tuple[bytes, int | None]:
     """(body, length of its JSON, or None where all of it is JSON): the outputs asked for, in the form asked for."""
     every = bool(request.parameters.get("binary_data_output", False))
-    wanted = request.outputs or [Output(name=name) for name in OUTPUTS]
-    outputs, tail = list[dict[str, Any]](), list[bytes]()
-    for output in wanted:
-        values = np.ascontiguousarray(logits[OUTPUTS.index(output.name)], np.dtype("<f4"))
+    found = {output.name: array for output, array in zip(outputs, arrays, strict=True)}
+    chosen = request.outputs or [Wanted(name=name) for name in found]
+    rows, tail = list[dict[str, Any]](), list[bytes]()
+    for output in chosen:
+        values = np.ascontiguousarray(found[output.name], np.dtype("<f4"))
         told: dict[str, Any] = {"name": output.name, "datatype": "FP32", "shape": list(values.shape)}
         if output.parameters.get("binary_data", every):
             tail.append(values.tobytes())
             told["parameters"] = {"binary_data_size": len(tail[-1])}
         else:  # JSON has no infinity and no NaN
-            told["data"] = np.nan_to_num(values).tolist()
-        outputs.append(told)
-    said = {"model_name": model, "model_version": VERSION, "outputs": outputs}
+            told["data"] = np.nan_to_num(values).reshape(-1).tolist()
+        rows.append(told)
+    said = {"model_name": model, "model_version": VERSION, "outputs": rows}
     if request.id is not None:
         said["id"] = request.id
     head = json.dumps(said, allow_nan=False).encode()

@@ -3,15 +3,13 @@
 import time
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from data.answers import best_answers
-from data.features import Features
-from data.squad import Dataset
+from serve.answerer import Answerer
 from serve.packed import Packed
 from serve.queue import Window
-from serve.reader import Answer, Reader
 
 
 class QueueFull(Exception):  # noqa: N818
@@ -33,14 +31,14 @@ class Timing:
     queue_ms: float  # waiting for a tokenising thread, and then for the last of its batches
     tokenise_ms: float
     compute_ms: float  # from the launch of the batch to its logits
-    total_ms: float  # from submit to the answer
+    total_ms: float  # from submit to the response
     batch_tokens: int
     batch_sequences: int
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    answer: Answer
+    response: dict[str, Any]  # as the engine's head has it (`Head.response`), with "runners_up" if asked for
     timing: Timing
 
 
@@ -69,29 +67,33 @@ class BatchReport:
 class Request:
     """Changed only by whoever holds the batcher's lock."""
 
-    def __init__(self, tokens: int, deadline_ms: float | None, priority: int, dataset: Dataset | None) -> None:
+    def __init__(
+        self, tokens: int, deadline_ms: float | None, priority: int, dataset: Any = None, runners_up: int = 0
+    ) -> None:
+        """dataset: of the engine's head, with one example; None where ids come instead of texts."""
         self.future: Future = Future()
         self.arrived = time.perf_counter()
         # not "> 0" for what is no number either
         seconds = None if deadline_ms is None else deadline_ms / 1000 if deadline_ms > 0 else 0.0
         self.deadline = None if seconds is None or seconds > 1e6 else self.arrived + seconds
         self.priority, self.dataset, self.tokens = priority, dataset, tokens  # tokens charged to the queue's limit
-        self.features: Features | None = None
+        self.features: Any = None  # the dataset's
+        self.runners_up = runners_up
         self.packed: Packed | None = None
         self.windows: list[Window] = []
-        self.logits: list = []  # (start, end) of every window, None where it has not come
+        self.outputs: list = []  # of every window an array for each output; None where it has not come
         self.left = 0
         self.over = False  # answered, failed, or not wanted any more
         self.turn = self.ready = self.text_ms = self.tokenise_ms = 0.0
         self._report: BatchReport | None = None
 
     def expect(self, windows: int) -> None:
-        self.logits, self.left = [None] * windows, windows
+        self.outputs, self.left = [None] * windows, windows
 
-    def take(self, index: int, pair: list[np.ndarray], report: BatchReport) -> bool:
-        """Logits of one window; True: they are all there."""
-        self.left -= self.logits[index] is None
-        self.logits[index] = pair
+    def take(self, index: int, outputs: list[np.ndarray], report: BatchReport) -> bool:
+        """The outputs of one window; True: they are all there."""
+        self.left -= self.outputs[index] is None
+        self.outputs[index] = outputs
         self._report = report
         return not self.left
 
@@ -109,20 +111,22 @@ class Request:
         return Timing(waited, 1000 * self.tokenise_ms, report.compute_ms, total, report.tokens, report.sequences)
 
 
-def finished(
-    reader: Reader, request: Request, dataset: Dataset | None, features: Features | None, packed: Packed | None
-) -> object:
-    """What a request's future gets, all of its logits being there: a Served, or (start, end) of one without text.
+def finished(reader: Answerer, request: Request, dataset: Any, features: Any, packed: Packed | None) -> object:
+    """What a request's future gets, all of its outputs being there: a Served, or the outputs of one without text.
 
     The last three are the request's own, taken with the lock held: without it they may be forgotten at any time.
     """
     if packed is None:
         return None  # cancelled meanwhile
-    if dataset is None or features is None:
-        return tuple(np.concatenate(parts) for parts in zip(*request.logits, strict=True))
-    start, end = zip(*request.logits, strict=True)
-    found = best_answers(features, dataset, start, end, max_answer_tokens=reader.manifest.max_answer_tokens)
-    return Served(reader.chosen(found["0"]), request.timing())
+    outputs = list(zip(*request.outputs, strict=True))
+    if dataset is None:
+        kinds = zip(reader.manifest.outputs, outputs, strict=True)
+        return tuple(np.concatenate(rows) if output.per == "token" else np.stack(rows) for output, rows in kinds)
+    (found,) = reader.head.decode(features, dataset, outputs).values()
+    response = reader.head.response(found, reader.manifest.no_answer_threshold)
+    if request.runners_up:
+        response["runners_up"] = reader.head.runners_up(features, dataset, outputs, request.runners_up)
+    return Served(response, request.timing())
 
 
 def joined(parts: list[Packed]) -> Packed:

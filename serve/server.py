@@ -1,4 +1,4 @@
-"""The server: questions over HTTP, as `POST /answer` or by the Open Inference Protocol, for one engine or several.
+"""The server: requests over HTTP, by a head's route or by the Open Inference Protocol, for one engine or several.
 
     app = create_app(config)            # FastAPI, with the engines of the settings open
 
@@ -10,18 +10,18 @@ request out of the queue.
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.responses import FileResponse
 from starlette.exceptions import HTTPException
 
 from configs import __version__
 from configs.errors import UserError
-from serve import answer_route, protocol, repository
+from serve import head_routes, protocol, repository
 from serve.config import ServerConfig
 from serve.engines import Engines, UnknownEngineError, opener
 from serve.guard import Guard, RefusedError, in_json
@@ -35,9 +35,6 @@ FILES = {
 }  # fmt: skip
 ANYONE = frozenset({"/v2/health/live", "/v2/health/ready", *FILES})  # without the secret
 READY_S = 5.0  # for the inference that proves that an engine is ready
-# The task of an engine -> the routes that speak its language. All of them stand there from the start, since an engine
-# may be loaded later; each refuses an engine of another task.
-ROUTES: dict[str, Callable[[ServerConfig, Engines, Metrics], APIRouter]] = {answer_route.TASK: answer_route.router}
 
 
 def create_app(config: ServerConfig, engines: Engines | None = None, metrics: Metrics | None = None) -> FastAPI:
@@ -77,7 +74,7 @@ def create_app(config: ServerConfig, engines: Engines | None = None, metrics: Me
     @app.get("/v2/models/{model}/versions/{version}")
     async def describe(model: str, version: str = protocol.VERSION) -> Response:
         with _used(engines, model, version) as engine:
-            return in_json(protocol.metadata(model, engine.reader.session.runtime))
+            return in_json(protocol.metadata(model, engine.reader.session))
 
     @app.get("/v2/models/{model}/ready")
     @app.get("/v2/models/{model}/versions/{version}/ready")
@@ -91,18 +88,18 @@ def create_app(config: ServerConfig, engines: Engines | None = None, metrics: Me
     async def infer(request: Request, model: str, version: str = protocol.VERSION) -> Response:
         with _used(engines, model, version) as engine:
             request.state.facts["model"] = engine.name
-            asked, packed = protocol.parse(await body(request), request.headers.get(protocol.HEADER))
+            outputs = engine.reader.manifest.outputs
+            asked, packed = protocol.parse(await body(request), request.headers.get(protocol.HEADER), outputs)
             deadline = asked.deadline_ms(config.deadline_ms)
             future = engine.batcher.submit_packed(packed, deadline_ms=deadline, priority=asked.priority())
-            logits = await outcome(request, future, deadline)
+            arrays = await outcome(request, future, deadline)
             engine.proven = time.monotonic()
-        told, head = protocol.answer(asked, model, logits)
+        told, head = protocol.answer(asked, model, outputs, arrays)
         if head is None:
             return Response(told, media_type="application/json")
         return Response(told, media_type="application/octet-stream", headers={protocol.HEADER: str(head)})
 
-    for router in ROUTES.values():
-        app.include_router(router(config, engines, metrics))
+    app.include_router(head_routes.router(config, engines, metrics))
     app.include_router(repository.router(engines, bool(token)))
 
     @app.get("/metrics")
@@ -145,7 +142,7 @@ def secret(path: str | None) -> str | None:
 
 
 async def ready(engines: Engines, name: str | None) -> None:
-    """Raises: RefusedError (503) where the engine does not answer a question within READY_S."""
+    """Raises: RefusedError (503) where the engine does not answer within READY_S."""
     try:
         with engines.use(name) as engine:
             await asyncio.wait_for(shared(engine.proof(READY_S)), READY_S)

@@ -3,8 +3,12 @@
 The model knows 60 pieces. A token's value is `table[id] + 0.01 position + 0.1 segment`; its start logit is that value
 plus a thousandth of the sum over its own sequence, its end logit the value of the second column likewise. So a token
 that is taken for a neighbour's, a wrong position or a leak between sequences each change the logits.
+
+For other heads than the span's both columns are the output: of every token, or of a sequence their sums over it, as a
+vector of length 1. So a text with more of "ada" is of the first class, and of "lovelace" of the second.
 """
 
+import contextlib
 import hashlib
 import json
 from pathlib import Path
@@ -13,6 +17,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+import heads
+from configs.errors import UserError
+from heads import Head
 from serve.packed import Packed
 
 WORDS = ("who", "when", "wrote", "it", "was", "by", "ada", "lovelace", "in", "1843", "the", "notes", "?", ".")
@@ -38,13 +45,13 @@ def expected(batch: Packed) -> tuple[np.ndarray, np.ndarray]:
     return logits[:, 0], logits[:, 1]
 
 
-def model(layout: str = "packed") -> onnx.ModelProto:
-    """The same in standard ONNX, packed or padded."""
+def model(layout: str = "packed", head: Head | None = None) -> onnx.ModelProto:
+    """The same in standard ONNX, packed or padded; head: another one than the span's."""
     nodes: list[onnx.NodeProto] = []
     constants = {
         "table": table(), "tenth": np.float32(0.1), "hundredth": np.float32(0.01), "thousandth": np.float32(0.001),
         "last": np.array([-1]), "first": np.array([0]), "one_step": np.array(1), "nil": np.array(0),
-        "axis_1": np.array(1), "to_start": np.array(0), "to_end": np.array(1),
+        "axis_1": np.array(1), "to_start": np.array(0), "to_end": np.array(1), "one_less": np.array([-1]),
     }  # fmt: skip
 
     def add(op: str, inputs: str, output: str, **attributes) -> None:
@@ -85,13 +92,30 @@ def model(layout: str = "packed") -> onnx.ModelProto:
     add("Add", "placed by_segment", "values")  # rows+[2]
     add("MatMul", "weights values", "sums")
     add("Mul", "sums thousandth", "share")
-    add("Add", "values share", "logits")
-    add("Gather", "logits to_start", "start_logits", axis=-1)
-    add("Gather", "logits to_end", "end_logits", axis=-1)
+    add("Add", "values share", "both")
+    outputs = (head or heads.default()).outputs(2)
+    if len(outputs) == 2:
+        add("Gather", "both to_start", "start_logits", axis=-1)
+        add("Gather", "both to_end", "end_logits", axis=-1)
+    elif outputs[0].per == "token":
+        add("Identity", "both", outputs[0].name)
+    else:
+        if layout == "packed":
+            add("Slice", "cu_seqlens first one_less", "starts")
+            add("Gather", "sums starts", "whole", axis=0)  # [B, 2]
+        else:
+            add("Gather", "sums nil", "whole", axis=1)
+        add("LpNormalization", "whole", "unit", axis=-1, p=2)
+        constants["width"] = np.array([outputs[0].width])
+        add("Slice", "unit first width last", outputs[0].name)
+    shapes = [(rows if one.per == "token" else ["B"]) + ([one.width] if one.width else []) for one in outputs]
     graph = helper.make_graph(
         nodes, "tiny",
         [helper.make_tensor_value_info(name, TensorProto.INT32, shape) for name, shape in inputs.items()],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, rows) for name in ("start_logits", "end_logits")],
+        [
+            helper.make_tensor_value_info(one.name, TensorProto.FLOAT, shape)
+            for one, shape in zip(outputs, shapes, strict=True)
+        ],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
     )  # fmt: skip
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
@@ -114,12 +138,16 @@ def stated(layout: str = "packed", **changes) -> dict:
 def write(folder: Path, layout: str = "packed", *, extra: dict[str, bytes] | None = None, **changes) -> Path:
     """An engine folder: the model, the vocabulary, files of `extra`, and an engine.json that lists them all."""
     folder.mkdir(parents=True, exist_ok=True)
-    onnx.save(model(layout), folder / "model.onnx")
+    about = stated(layout, **changes)
+    head = None
+    with contextlib.suppress(UserError):  # a test may want an engine.json that is wrong
+        head = heads.find(about["task"], about["labels"], about.get("head"))
+    onnx.save(model(layout, head), folder / "model.onnx")
     (folder / "vocab.txt").write_text("\n".join(PIECES) + "\n", encoding="utf-8")
     for name, content in (extra or {}).items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
-    relist(folder, stated(layout, **changes))
+    relist(folder, about)
     return folder
 
 

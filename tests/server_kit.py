@@ -38,7 +38,7 @@ class Held:
         self.batcher, self.futures, self.free = batcher, list[Future](), False
 
     def submit(self, *given: Any, **options: Any) -> Future:
-        if self.free or given[0] not in (ASK["question"],):
+        if self.free or given[0] != ASK:
             return self.batcher.submit(*given, **options)
         self.futures.append(Future())
         return self.futures[-1]
@@ -47,7 +47,7 @@ class Held:
         self.free = True
         for future in self.futures:
             if future.set_running_or_notify_cancel():
-                future.set_result(self.batcher.submit(*ASK.values()).result(10))
+                future.set_result(self.batcher.submit(ASK).result(10))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.batcher, name)

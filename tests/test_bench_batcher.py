@@ -71,7 +71,7 @@ def test_batches_by_count_wait_for_their_delay_and_keep_the_order_of_arrival(tmp
     with counted.open() as batcher:
         batcher.on_batch(reports.append)
         begin = time.perf_counter()
-        batcher.submit(serve_kit.QUESTION, serve_kit.PASSAGE).result(5)
+        batcher.submit({"question": serve_kit.QUESTION, "context": serve_kit.PASSAGE}).result(5)
         assert time.perf_counter() - begin > 0.15  # though nothing else is there
         batches = [serve_kit.batch(length) for length in (4, 30, 5, 30, 4)]
         futures = [batcher.submit_packed(batch) for batch in batches]

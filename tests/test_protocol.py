@@ -7,9 +7,11 @@ import pytest
 import serve_kit
 
 from configs.errors import UserError
+from heads import find
 from serve import protocol
 
 BATCH = serve_kit.batch(5, 7)
+OUTPUTS = find("squad").outputs(2)
 
 
 def tensor(name: str, **changes) -> dict:
@@ -22,7 +24,7 @@ def request(**changes) -> dict:
 
 
 def parsed(value: dict) -> tuple:
-    return protocol.parse(json.dumps(value).encode(), None)
+    return protocol.parse(json.dumps(value).encode(), None, OUTPUTS)
 
 
 def binary(head: dict | None = None, more: bytes = b"", less: int = 0, **changes) -> tuple[bytes, str]:
@@ -41,7 +43,7 @@ def same(batch) -> bool:
 
 
 def test_json_and_bytes_give_the_same_batch():
-    as_json, as_bytes = parsed(request())[1], protocol.parse(*binary())[1]
+    as_json, as_bytes = parsed(request())[1], protocol.parse(*binary(), OUTPUTS)[1]
     assert same(as_json)
     assert same(as_bytes)
     assert all(getattr(as_bytes, name).dtype == np.int32 for name in protocol.INPUTS)
@@ -85,7 +87,7 @@ def test_what_is_wrong_with_a_request_is_named(value, seen):
 ], ids=["empty", "cut", "not UTF-8", "not UTF-8 inside", "deep", "NaN"])  # fmt: skip
 def test_a_body_that_is_no_json_is_refused_in_words(body, seen):
     with pytest.raises(UserError, match=f"(?i){seen}"):
-        protocol.parse(body, None)
+        protocol.parse(body, None, OUTPUTS)
 
 
 @pytest.mark.parametrize(("given", "seen"), [
@@ -101,7 +103,7 @@ def test_a_body_that_is_no_json_is_refused_in_words(body, seen):
 ])  # fmt: skip
 def test_bytes_that_do_not_fit_their_header_are_refused(given, seen):
     with pytest.raises(UserError, match=seen):
-        protocol.parse(*given)
+        protocol.parse(*given, OUTPUTS)
 
 
 def logits() -> tuple[np.ndarray, np.ndarray]:
@@ -111,7 +113,7 @@ def logits() -> tuple[np.ndarray, np.ndarray]:
 def test_outputs_come_in_the_form_asked_for():
     first = [{"name": "end_logits"}, {"name": "start_logits", "parameters": {"binary_data": True}}]
     asked, _ = parsed(request(id="seven", outputs=first))
-    body, size = protocol.answer(asked, "tiny", logits())
+    body, size = protocol.answer(asked, "tiny", OUTPUTS, logits())
     assert size is not None
     told = json.loads(body[:size])
     assert (told["id"], told["model_name"]) == ("seven", "tiny")
@@ -119,10 +121,10 @@ def test_outputs_come_in_the_form_asked_for():
     assert told["outputs"][0]["data"][:2] == [1.5, 0.0]
     assert np.frombuffer(body[size:], "<f4").tolist() == [0.0, 1.0, 2.0]
     every, _ = parsed(request(parameters={"binary_data_output": True}))
-    body, size = protocol.answer(every, "tiny", logits())
+    body, size = protocol.answer(every, "tiny", OUTPUTS, logits())
     assert size is not None
     assert len(body) - size == 24
-    assert protocol.answer(parsed(request())[0], "tiny", logits())[1] is None
+    assert protocol.answer(parsed(request())[0], "tiny", OUTPUTS, logits())[1] is None
 
 
 @pytest.mark.parametrize(("given", "deadline", "priority"), [

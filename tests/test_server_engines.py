@@ -11,6 +11,7 @@ import serve_kit
 import server_kit
 from server_kit import ASK, HEADERS, Held, Served, until
 
+import heads
 from configs.errors import UserError
 from serve.engines import BusyError, Engine, Engines
 
@@ -56,7 +57,7 @@ def test_engines_stand_side_by_side_and_go(served):
     assert change(served, "silent", "unload").status_code == 200
     assert answer(served, model="silent") == "404"
     with pytest.raises(Exception, match="stopping"):
-        silent.batcher.submit(*ASK.values()).result(5)
+        silent.batcher.submit(ASK).result(5)
     assert change(served, "silent", "unload").status_code == 404
     assert 'model="silent"' not in "".join(
         line for line in served.ask("GET", "/metrics", headers=HEADERS).text.splitlines(True) if "batcher" in line
@@ -121,8 +122,8 @@ class Stub:
     """A reader, its session and its batcher in one, of which the inference fails or the device hangs."""
 
     def __init__(self, hangs: bool = False) -> None:
-        self.session, self.manifest, self.task = self, self, "squad"
-        self.hangs, self.closed, self.abandoned = hangs, list[str](), False
+        self.session, self.manifest, self.head = self, self, heads.default()
+        self.hangs, self.closed = hangs, list[str]()
 
     def submit(self, *_, **__) -> Future:
         future: Future = Future()

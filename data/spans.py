@@ -1,8 +1,4 @@
-"""The answers that came next: further spans of the passage, none of which overlaps a better one.
-
-The batcher keeps the best span only, so these cost a second inference of the passage. That is well for a person who
-looks at one answer, and why nobody gets them who does not ask.
-"""
+"""The spans of one question from the best one down, none of which overlaps a better one."""
 
 import unicodedata
 from collections.abc import Sequence
@@ -11,49 +7,41 @@ from dataclasses import dataclass
 import numpy as np
 
 from data.features import Features
-from data.squad import Dataset, clean
-from serve.packed import Packed
-from serve.reader import Reader, as_example
+from data.squad import Dataset
 
 BEST = 20  # starts and ends of a window that are looked at, as in data/answers.py
 
 
 @dataclass(frozen=True, slots=True)
-class RunnerUp:
+class Span:
     text: str
     start: int  # characters of the passage
     end: int  # exclusive
     score: float  # start logit + end logit
 
 
-def cut(reader: Reader, question: str, context: str) -> tuple[Features, list[Packed]]:
-    """The windows of a question, and the same in batches that the engine takes. Raises: UserError."""
-    example = as_example(0, question, context)
-    features = reader.features(Dataset([example], "2.0", source="a request"))
-    order = reader.batches(features.length)
-    return features, [Packed.windows(features, rows) for rows in order]
+def ranked(
+    features: Features, dataset: Dataset, start_logits: Sequence[np.ndarray], end_logits: Sequence[np.ndarray],
+    most: int, max_answer_tokens: int,
+) -> list[Span]:  # fmt: skip
+    """At most `most` spans of a data set's only question, from high to low.
 
-
-def find(
-    reader: Reader, features: Features, batches: Sequence[tuple[np.ndarray, np.ndarray]], context: str, most: int
-) -> list[RunnerUp]:
-    """At most `most` spans after the best one, from high to low; `batches` are the logits of those of `cut`."""
-    limit = reader.manifest.max_answer_tokens
+    start_logits, end_logits: float [length] of every window of `features`.
+    """
+    (example,) = dataset.examples
     found: list[tuple[float, int, int]] = []  # score, first and last token of the context
-    for rows, logits in zip(reader.batches(features.length), batches, strict=True):
-        edges = np.cumsum(features.length[rows])[:-1]
-        for row, start, end in zip(rows, *(np.split(part, edges) for part in logits), strict=True):
-            found += _spans(features, int(row), start, end, limit)
-    context, kept = clean(context), list[RunnerUp]()
+    for row, (start, end) in enumerate(zip(start_logits, end_logits, strict=True)):
+        found += _spans(features, row, start, end, max_answer_tokens)
+    context, kept = example.context, list[Span]()
     for score, first, last in sorted(found, reverse=True):
         begin, stop = int(features.context_offsets[first, 0]), int(features.context_offsets[last, 1])
         while stop < len(context) and unicodedata.combining(context[stop]):
             stop += 1
         if all(stop <= other.start or begin >= other.end for other in kept):
-            kept.append(RunnerUp(context[begin:stop], begin, stop, score))
-        if len(kept) > most:
+            kept.append(Span(context[begin:stop], begin, stop, score))
+        if len(kept) == most:
             break
-    return kept[1:]
+    return kept
 
 
 def _spans(
