@@ -40,10 +40,37 @@ def url(tmp_path_factory):
         yield f"http://127.0.0.1:{port}/"
 
 
+TEXT = {"text": "😀 <i>ada</i> wrote by Lovelace ."}
+HEADS: dict[str, tuple[dict, dict, str, tuple]] = {  # engine, what is asked, what is said, what a screen reader is told
+    "classify": (
+        {"task": "csv", "labels": ["<b>first</b>", "second"]}, {"text": "it was ada ada ada"}, "Answer: <b>first</b>",
+        (("textbox", "Text"), ("textbox", "Second text"), ("rowheader", "second"), ("heading", "Classify a text")),
+    ),
+    "tag": (
+        {"task": "conll", "labels": ["O", "B-NAME"]}, TEXT, "Lovelace (NAME)",
+        (("textbox", "Text"), ("mark", ""), ("group", "In the text"), ("heading", "Tag a text")),
+    ),
+    "embed": (
+        {"task": "embed"}, {"text": "it was ada", "second": "ada wrote"}, "Answer: similarity 0.",
+        (("textbox", "Text"), ("textbox", "Second text"), ("meter", "Similarity"), ("heading", "Compare two texts")),
+    ),
+    "regress": ({"task": "csv/number"}, {"text": "it was ada"}, "Answer: 0.", (("heading", "Put a number to a text"),)),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=HEADS)
+def head(request, tmp_path_factory):
+    """(address, what is asked, what is said, what a screen reader is told) of a server with an engine of the head."""
+    engine, *rest = HEADS[request.param]
+    with process(serve_kit.write(tmp_path_factory.mktemp("page") / request.param, **engine)) as (_, port):
+        yield f"http://127.0.0.1:{port}/", *rest
+
+
 def visit(url: str, tmp_path, what: Callable[[Page], Awaitable[None]]) -> None:
     async def all_of_it() -> None:
         async with browser(tmp_path / "profile") as page, asyncio.timeout(60):
             await page.open(url)
+            await page.until("document.getElementById('fields').children.length > 0")
             await what(page)
             own = (url.partition("?")[0], "data:")
             assert [address for address in page.asked if not address.startswith(own)] == []
@@ -99,6 +126,43 @@ def test_a_screen_reader_is_told_what_everything_is(url, tmp_path):
         assert [told for told in names if told[0] in ("button", "textbox") and not told[1]] == []
 
     visit(f"{url}?{urlencode(ASK)}&ask", tmp_path, listen)
+
+
+def test_engines_of_other_heads_are_asked_by_keyboard_and_read_aloud(head, tmp_path):
+    """Their own fields, in their order, and what came back in their own way; nothing of it as markup."""
+    address, asked, said, told = head
+
+    async def ask(page: Page) -> None:
+        for name, text in asked.items():
+            await page.key("Tab")
+            assert await page.value(FOCUSED) == name
+            await page.fill(text)
+        await page.key("Enter", ctrl=True)
+        await page.until("document.getElementById('said').textContent.startsWith('Answer:')")
+        assert said in await page.value("document.getElementById('said').textContent")
+        assert await page.value("document.querySelectorAll('main b, main i').length") == 0
+        names = await page.names()
+        assert [one for one in told if one not in names] == []
+        assert [one for one in names if one[0] in ("button", "textbox") and not one[1]] == []
+        if ("mark", "") in told:
+            marked = "[...document.querySelectorAll('mark')].map((e) => e.textContent)"
+            assert "LovelaceNAME" in await page.value(marked)
+            whole = "document.getElementById('passage').textContent.replaceAll('NAME', '')"
+            assert await page.value(whole) == asked["text"]
+
+    visit(address, tmp_path, ask)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_what_other_heads_say_stands_out_too(head, tmp_path, scheme):
+    address, asked, *_ = head
+
+    async def look(page: Page) -> None:
+        await page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        await page.until("document.getElementById('said').textContent.startsWith('Answer:')")
+        assert [(name, round(ratio, 2)) for name, ratio in await page.value(CONTRASTS) if ratio < 4.5] == []
+
+    visit(f"{address}?{urlencode(asked)}&ask", tmp_path, look)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

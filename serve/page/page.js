@@ -1,102 +1,176 @@
-// Asks POST /answer and shows what comes back. Texts are only ever set as text, so a passage cannot bring markup along.
+// Makes a form of what the engine asks (GET /engine), sends it to the engine's route, and shows what comes back by its
+// fields: a span, classes, entities or a similarity. Texts are only ever set as text, so none can bring markup along.
 "use strict";
 
 const STAGES = [["queue_ms", "waiting"], ["tokenise_ms", "text to tokens"], ["compute_ms", "model"]];
+const PARTS = ["similarity", "shares-part", "passage-part", "others-part"];
+const given = new URLSearchParams(location.search); // a link may bring a request along: /?question=...&context=...&ask
 const part = (id) => document.getElementById(id);
+
+let engine = null;
+let asking = false;
 
 function say(text, wrong = false) {
   part("said").textContent = text;
   part("said").classList.toggle("wrong", wrong);
 }
 
-// `start` and `end` count characters; JavaScript's own strings count halves of some, so the passage comes as a list.
-function highlight(characters, start, end) {
-  const mark = document.createElement("mark");
-  mark.textContent = characters.slice(start, end).join("");
-  const text = (from, to) => document.createTextNode(characters.slice(from, to).join(""));
-  const found = end > start ? [text(0, start), mark, text(end)] : [text(0)];
-  part("passage").replaceChildren(...found);
-  if (end > start) mark.scrollIntoView({ block: "nearest" });
+function made(name, about = {}, ...children) {
+  const element = Object.assign(document.createElement(name), about);
+  element.append(...children);
+  return element;
 }
 
-function runnerUp(found, characters) {
-  const item = document.createElement("li");
-  const button = document.createElement("button");
-  button.type = "button";
-  button.textContent = found.text;
+// What the server says, or null after its refusal was shown.
+async function send(path, about = {}) {
+  const headers = { "Content-Type": "application/json" };
+  if (part("secret").value) headers.Authorization = `Bearer ${part("secret").value}`;
+  const response = await fetch(path, { ...about, headers });
+  const told = await response.json();
+  if (response.ok) return told;
+  part("result").hidden = true;
+  say(told.error, true);
+  if (response.status === 401) {
+    part("secret-row").hidden = false;
+    part("secret").focus();
+  }
+  return null;
+}
+
+// --- the form
+
+function field(about) {
+  const box = made(about.long ? "textarea" : "input", { id: about.name, required: about.needed });
+  box.value = given.get(about.name) ?? about.sample;
+  if (about.long) {
+    box.rows = 6;
+    box.setAttribute("aria-describedby", "hint");
+    box.addEventListener("keydown", (event) => {
+      if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) part("form").requestSubmit();
+    });
+  } else {
+    box.autocomplete = "off";
+  }
+  return [made("label", { htmlFor: about.name, textContent: about.title }), box];
+}
+
+const texts = () => engine.fields.filter((about) => !about.many);
+
+async function open() {
+  engine = await send("engine" + (given.has("model") ? `?model=${encodeURIComponent(given.get("model"))}` : ""));
+  if (!engine) return;
+  document.title = part("invites").textContent = engine.invites;
+  part("fields").replaceChildren(...texts().flatMap(field));
+  part("hint").hidden = !texts().some((about) => about.long);
+}
+
+// --- what comes back
+
+// Marks spans of a text. Their places count characters; JavaScript's own strings count halves of some, hence the list.
+function mark(spans) {
+  const about = texts()[0];
+  const characters = Array.from(part(about.name).value);
+  const between = (from, to) => characters.slice(from, to).join("");
+  const found = [];
+  let done = 0;
+  for (const span of spans.filter(({ start, end }) => end > start)) {
+    const kind = span.kind ? [made("span", { className: "kind", textContent: span.kind })] : [];
+    found.push(between(done, span.start), made("mark", {}, between(span.start, span.end), ...kind));
+    done = span.end;
+  }
+  part("where-title").textContent = `In the ${about.title.toLowerCase()}`;
+  part("passage").replaceChildren(...found, between(done));
+  part("passage-part").hidden = false;
+  part("passage").querySelector("mark")?.scrollIntoView({ block: "nearest" });
+}
+
+function runnerUp(found) {
+  const button = made("button", { type: "button", textContent: found.text });
   button.addEventListener("click", () => {
-    highlight(characters, found.start, found.end);
+    mark([found]);
     say(`Highlighted: ${found.text}`);
   });
-  const score = document.createElement("span");
-  score.className = "number";
-  score.textContent = ` score ${found.score.toFixed(2)}`;
-  item.append(button, score);
-  return item;
+  return made("li", {}, button, made("span", { className: "number", textContent: ` score ${found.score.toFixed(2)}` }));
 }
 
-function stageRow(name, ms, total) {
-  const row = document.createElement("tr");
-  const head = document.createElement("th");
-  head.scope = "row";
-  head.textContent = name;
-  const value = document.createElement("td");
-  value.className = "ms";
-  value.textContent = ms.toFixed(2);
-  const cell = document.createElement("td");
-  cell.className = "bar";
-  const bar = document.createElement("div");
-  bar.style.width = `${Math.min(100, (100 * ms) / total)}%`;
-  cell.append(bar);
-  row.append(head, value, cell);
-  return row;
+function barRow(name, number, share) {
+  const bar = made("div");
+  bar.style.width = `${Math.min(100, 100 * share)}%`;
+  return made(
+    "tr", {}, made("th", { scope: "row", textContent: name }), made("td", { className: "ms", textContent: number }),
+    made("td", { className: "bar" }, bar)
+  );
 }
 
-function show(told, context, roundTrip) {
-  const characters = Array.from(context);
-  const answer = told.answer || "The passage does not say.";
+// Field of a response -> [what it says, what is beside it], once the parts that belong to it are shown.
+const VIEWS = {
+  answer(told) {
+    mark([told]);
+    part("others").replaceChildren(...told.runners_up.map(runnerUp));
+    part("others-part").hidden = !told.runners_up.length;
+    const against = `no answer ${told.no_answer_score.toFixed(2)} against it`;
+    return [told.answer || "The passage does not say.", `score ${told.score.toFixed(2)}, ${against}`];
+  },
+  probabilities(told) {
+    const shares = Object.entries(told.probabilities).sort(([, one], [, other]) => other - one);
+    part("shares").replaceChildren(
+      ...shares.slice(0, 50).map(([name, share]) => barRow(name, (100 * share).toFixed(1), share))
+    );
+    part("shares-part").hidden = false;
+    return [told.label, `${(100 * told.score).toFixed(1)} %`];
+  },
+  entities(told) {
+    mark(told.entities);
+    const names = told.entities.map((entity) => `${entity.text} (${entity.kind})`);
+    return [names.join(", ") || "No entity.", ""];
+  },
+  similarity(told) {
+    part("similarity").hidden = false;
+    part("similarity").value = told.similarity;
+    return [`similarity ${told.similarity.toFixed(3)}`, "of -1 to 1"];
+  },
+  value: (told) => [told.value.toFixed(3), ""],
+  embedding: (told) => [`a vector of ${told.embedding.length} numbers`, ""],
+  encoded: (told) => [`${told.encoded.length} tokens, a vector of ${told.encoded[0].length} numbers each`, ""],
+};
+
+function show({ model, timing, ...told }, roundTrip) {
   part("result").hidden = false;
-  part("text").textContent = answer;
-  part("score").textContent = `score ${told.score.toFixed(2)}, no answer ${told.no_answer_score.toFixed(2)} against it`;
-  highlight(characters, told.start, told.end);
-  part("others").replaceChildren(...told.runners_up.map((found) => runnerUp(found, characters)));
-  part("others-part").hidden = !told.runners_up.length;
-  const known = STAGES.map(([key, name]) => [name, told.timing[key]]);
+  for (const id of PARTS) part(id).hidden = true;
+  const name = Object.keys(VIEWS).find((name) => name in told);
+  const [text, beside] = name ? VIEWS[name](told) : [JSON.stringify(told).slice(0, 1000), ""];
+  part("text").textContent = text;
+  part("score").textContent = beside;
+  const known = STAGES.map(([key, name]) => [name, timing[key]]);
   const spent = known.reduce((sum, [, ms]) => sum + ms, 0);
-  known.push(["choosing the answer, hand-over", Math.max(0, told.timing.total_ms - spent)]);
-  known.push(["runners-up, HTTP and the way here", Math.max(0, roundTrip - told.timing.total_ms)]);
-  part("stages").replaceChildren(...known.map(([name, ms]) => stageRow(name, ms, roundTrip)));
-  const size = `${told.timing.batch_sequences} windows, ${told.timing.batch_tokens} tokens`;
-  part("batch").textContent = `${roundTrip.toFixed(1)} ms in all; engine ${told.model}; its batch had ${size}.`;
-  say(`Answer: ${answer}`);
+  known.push(["making the answer, hand-over", Math.max(0, timing.total_ms - spent)]);
+  known.push(["HTTP and the way here", Math.max(0, roundTrip - timing.total_ms)]);
+  part("stages").replaceChildren(...known.map(([name, ms]) => barRow(name, ms.toFixed(2), ms / roundTrip)));
+  const size = `${timing.batch_sequences} windows, ${timing.batch_tokens} tokens`;
+  part("batch").textContent = `${roundTrip.toFixed(1)} ms in all; engine ${model}; its batch had ${size}.`;
+  say(`Answer: ${text}`);
 }
 
-let asking = false;
+async function request() {
+  const body = { model: engine.model };
+  for (const { name, needed } of texts()) if (needed || part(name).value.trim()) body[name] = part(name).value;
+  if (engine.runners_up) body.runners_up = Math.min(4, engine.runners_up);
+  const begin = performance.now();
+  const told = await send(engine.route.slice(1), { method: "POST", body: JSON.stringify(body) });
+  if (told) show(told, performance.now() - begin);
+}
 
 async function ask(event) {
   event?.preventDefault();
   if (asking) return;
   asking = true;
-  const context = part("context").value;
-  const headers = { "Content-Type": "application/json" };
-  if (part("secret").value) headers.Authorization = `Bearer ${part("secret").value}`;
   part("ask").setAttribute("aria-disabled", "true"); // not `disabled`, which would take the focus away
-  say("Asking ...");
+  say(event ? "Asking ..." : "");
   try {
-    const begin = performance.now();
-    const body = JSON.stringify({ question: part("question").value, context, runners_up: 4 });
-    const response = await fetch("answer", { method: "POST", headers, body });
-    const told = await response.json();
-    if (response.ok) {
-      show(told, context, performance.now() - begin);
-    } else {
-      part("result").hidden = true;
-      say(told.error, true);
-      if (response.status === 401) {
-        part("secret-row").hidden = false;
-        part("secret").focus();
-      }
-    }
+    const opened = Boolean(engine);
+    if (!opened) await open();
+    if (engine && (opened || given.has("ask"))) await request();
+    else if (engine && event) say("The form is ready: ask."); // a secret was given, and the form is new
   } catch (error) {
     say(`The server did not answer (${error.message}).`, true);
   } finally {
@@ -106,11 +180,4 @@ async function ask(event) {
 }
 
 part("form").addEventListener("submit", ask);
-part("context").addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) part("form").requestSubmit();
-});
-
-// A link may bring question and passage along: /?question=...&context=...&ask
-const given = new URLSearchParams(location.search);
-for (const name of ["question", "context"]) if (given.has(name)) part(name).value = given.get(name);
-if (given.has("ask")) ask();
+ask();
