@@ -6,6 +6,7 @@ const STAGES = [["queue_ms", "waiting"], ["tokenise_ms", "text to tokens"], ["co
 const PARTS = ["similarity", "shares-part", "passage-part", "others-part"];
 const given = new URLSearchParams(location.search); // a link may bring a request along: /?question=...&context=...&ask
 const part = (id) => document.getElementById(id);
+const box = (name) => part(`field-${name}`);
 
 let engine = null;
 let asking = false;
@@ -40,18 +41,17 @@ async function send(path, about = {}) {
 // --- the form
 
 function field(about) {
-  const box = made(about.long ? "textarea" : "input", { id: about.name, required: about.needed });
-  box.value = given.get(about.name) ?? about.sample;
+  const id = `field-${about.name}`;
+  const area = made(about.long ? "textarea" : "input", { id, required: about.needed, autocomplete: "off" });
+  area.value = given.get(about.name) ?? about.sample;
   if (about.long) {
-    box.rows = 6;
-    box.setAttribute("aria-describedby", "hint");
-    box.addEventListener("keydown", (event) => {
+    area.rows = 6;
+    area.setAttribute("aria-describedby", "hint");
+    area.addEventListener("keydown", (event) => {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) part("form").requestSubmit();
     });
-  } else {
-    box.autocomplete = "off";
   }
-  return [made("label", { htmlFor: about.name, textContent: about.title }), box];
+  return [made("label", { htmlFor: id, textContent: about.title }), area];
 }
 
 const texts = () => engine.fields.filter((about) => !about.many);
@@ -69,7 +69,7 @@ async function open() {
 // Marks spans of a text. Their places count characters; JavaScript's own strings count halves of some, hence the list.
 function mark(spans) {
   const about = texts()[0];
-  const characters = Array.from(part(about.name).value);
+  const characters = Array.from(box(about.name).value);
   const between = (from, to) => characters.slice(from, to).join("");
   const found = [];
   let done = 0;
@@ -153,7 +153,7 @@ function show({ model, timing, ...told }, roundTrip) {
 
 async function request() {
   const body = { model: engine.model };
-  for (const { name, needed } of texts()) if (needed || part(name).value.trim()) body[name] = part(name).value;
+  for (const { name, needed } of texts()) if (needed || box(name).value.trim()) body[name] = box(name).value;
   if (engine.runners_up) body.runners_up = Math.min(4, engine.runners_up);
   const begin = performance.now();
   const told = await send(engine.route.slice(1), { method: "POST", body: JSON.stringify(body) });
