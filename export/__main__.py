@@ -43,7 +43,7 @@ def main(config: ExportConfig) -> dict:
         if out:
             out_folder.check(flag, Path(out), config.overwrite, ours, inputs)
     if config.triton:
-        triton.refuse(config.layout, Path(str(config.out)).name, checkpoint.info.task)
+        triton.refuse(config.layout, Path(str(config.out)).name)
     if config.hf:
         with out_folder.scratch(Path(config.hf)) as folder:
             hf.write(folder, checkpoint)

@@ -1,13 +1,15 @@
 """A model repository for NVIDIA Triton Inference Server, from an engine folder: `export.py --out ENGINE --triton DIR`.
 
     DIR/README.md               what is there, and the commands that start it
-    DIR/NAME/                   the front end, in Triton's Python backend: text in, answer out
+    DIR/NAME/                   the front end, in Triton's Python backend: a head's request in, its response out
     DIR/NAME_onnx/              the encoder on ONNX Runtime, float32
     DIR/NAME_tensorrt/          the encoder for TensorRT, in the engine's precision
 
 Both encoders take sequences of any length as ragged input: Triton's dynamic batcher puts them behind each other in one
 row, and writes `cu_seqlens` itself (BATCH_ACCUMULATED_ELEMENT_COUNT_WITH_ZERO). So Triton pads nothing, too; but it
 counts sequences, not tokens, so its batches are limited to as many as the engine takes at their longest.
+
+The front end has a copy of `heads/`, so it cuts text and decodes outputs as the rest of the project does.
 
 Triton's TensorRT backend knows no plugins in Python and no plan of TensorRT-RTX. So NAME_tensorrt holds the graph with
 all functions inlined, of standard ONNX alone, and the plan is built from it by `trtexec` in the container.
@@ -16,6 +18,7 @@ all functions inlined, of standard ONNX alone, and the plan is built from it by 
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +29,25 @@ from configs.errors import UserError
 from export import files, graph
 from export.checkpoint import Checkpoint
 from export.quantisation import BASE, FORMATS
-from heads.span import Span
+from heads import Head, Output
 from serve import manifest as manifests
 from serve.manifest import MODEL, VOCABULARY, Manifest
 from serve.packed import ROWS
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCES = ("data", "configs")  # packages of ours that the front end needs
+SOURCES = ("data", "configs", "heads")  # packages of ours that the front end needs
 LEFT_OUT = ("batches.py", "builtin")  # of them: what needs TensorFlow, and questions
-LOGITS = ("start_logits", "end_logits")
 DELAY_US = 2000
 CHARACTERS = 100_000
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,80}")
 TYPES: dict[int, str] = {TensorProto.INT32: "TYPE_INT32", TensorProto.FLOAT: "TYPE_FP32"}
 PLAN = "model.plan"
+# Kind of a response's field (`Head.gives`) -> its tensor's type and size; one that may be missing is empty then.
+KINDS = {
+    "text": ("TYPE_STRING", 1), "whole": ("TYPE_INT32", 1), "number": ("TYPE_FP32", 1), "numbers": ("TYPE_FP32", -1),
+    "json": ("TYPE_STRING", 1),
+}  # fmt: skip
+WHOLE = {"response": "json"}  # of a head that does not say what its response holds
 
 
 def write(folder: Path, engine: Path, name: str, checkpoint: Checkpoint, gelu: str) -> None:
@@ -52,15 +60,12 @@ def write(folder: Path, engine: Path, name: str, checkpoint: Checkpoint, gelu: s
             such products are our plugins', which Triton does not have.
     """
     manifest = manifests.read(engine)
-    if not isinstance(checkpoint.head, Span):
-        raise UserError(
-            f"--triton writes a front end that answers questions, this run is for --task {checkpoint.head.task}; leave "
-            "--triton out and serve the engine with serve.answerer.Answerer"
-        )
     precision = BASE if manifest.precision in FORMATS else manifest.precision
     profile, longest = manifest.profile, manifest.window
     batch = min(profile.batch.most, profile.tokens.most // longest if profile.tokens else profile.batch.most)
-    whole = graph.build(checkpoint.tensors, checkpoint.config, precision=precision, layout="packed", gelu=gelu)
+    whole = graph.build(
+        checkpoint.tensors, checkpoint.config, precision=precision, layout="packed", gelu=gelu, head=checkpoint.head
+    )
     inlined = inliner.inline_local_functions(whole)
     for suffix, backend in (("onnx", "onnxruntime"), ("tensorrt", "tensorrt")):
         version = folder / f"{name}_{suffix}" / "1"
@@ -69,17 +74,15 @@ def write(folder: Path, engine: Path, name: str, checkpoint: Checkpoint, gelu: s
             shutil.copyfile(engine / MODEL, version / MODEL)
         else:
             files.save(inlined, version / MODEL)
-        text = encoder_config(f"{name}_{suffix}", backend, batch)
+        text = encoder_config(f"{name}_{suffix}", backend, batch, manifest.outputs)
         check(text, onnx.load(version / MODEL, load_external_data=False))
         (version.parent / "config.pbtxt").write_text(text, encoding="utf-8")
     front_end(folder / name, name, manifest)
-    (folder / "README.md").write_text(readme(name, longest, batch), encoding="utf-8")
+    (folder / "README.md").write_text(readme(name, longest, batch, manifest.entry), encoding="utf-8")
 
 
-def refuse(layout: str, name: str, task: str) -> None:
-    """Raises: UserError where an export of this layout, name and task makes no repository."""
-    if task != "squad":
-        raise UserError(f"--triton writes repositories for engines that mark spans, and this run is for {task!r}")
+def refuse(layout: str, name: str) -> None:
+    """Raises: UserError where an export of this layout and name makes no repository."""
     if layout != "packed":
         raise UserError("--triton needs --layout packed: Triton's batches of sequences of any length are packed")
     if not NAME.fullmatch(name):
@@ -94,16 +97,23 @@ def ours(folder: Path) -> bool:
     return there == {shortest, f"{shortest}_onnx", f"{shortest}_tensorrt"}
 
 
-def encoder_config(name: str, backend: str, batch: int) -> str:
-    """config.pbtxt of an encoder that takes up to `batch` sequences."""
+def encoder_config(name: str, backend: str, batch: int, given: Sequence[Output]) -> str:
+    """config.pbtxt of an encoder that takes up to `batch` sequences and gives these outputs."""
     inputs = ",\n".join(
         f'  {{ name: "{row}" data_type: TYPE_INT32 dims: [ -1 ] allow_ragged_batch: true }}' for row in ROWS
     )
-    outputs = ",\n".join(f'  {{ name: "{output}" data_type: TYPE_FP32 dims: [ -1 ] }}' for output in LOGITS)
-    scattered = ",\n".join(
-        f'  {{ target_name: "{output}" kind: BATCH_SCATTER_WITH_INPUT_SHAPE source_input: "token_ids" }}'
-        for output in LOGITS
+    dims = {output: ["-1"] * (output.per == "token") + [str(output.width)] * bool(output.width) for output in given}
+    outputs = ",\n".join(
+        f'  {{ name: "{output.name}" data_type: TYPE_FP32 dims: [ {", ".join(axes)} ] }}'
+        for output, axes in dims.items()
     )
+    scattered = ",\n".join(
+        f'  {{ target_name: "{output.name}" kind: BATCH_SCATTER_WITH_INPUT_SHAPE source_input: "token_ids" }}'
+        for output in given if output.per == "token"
+    )  # fmt: skip
+    # Rows of a sequence go back to their request without being told.
+    if scattered:
+        scattered = f"# Each request gets back the outputs of its own tokens.\nbatch_output [\n{scattered}\n]\n"
     return f"""\
 name: "{name}"
 backend: "{backend}"
@@ -125,11 +135,7 @@ batch_input [
 output [
 {outputs}
 ]
-# Each request gets back the logits of its own tokens.
-batch_output [
-{scattered}
-]
-dynamic_batching {{ max_queue_delay_microseconds: {DELAY_US} }}
+{scattered}dynamic_batching {{ max_queue_delay_microseconds: {DELAY_US} }}
 """
 
 
@@ -140,7 +146,7 @@ def check(config: str, model: onnx.ModelProto) -> None:
         value.name: TYPES.get(value.type.tensor_type.elem_type, "?")
         for value in (*model.graph.input, *model.graph.output)
     }
-    flat = all(len(value.type.tensor_type.shape.dim) == 1 for value in (*model.graph.input, *model.graph.output))
+    flat = all(len(value.type.tensor_type.shape.dim) == 1 for value in model.graph.input)
     if found != graph_says or not flat:
         raise UserError(f"the repository's config.pbtxt names {found}, the graph {graph_says}; this is a fault of ours")
 
@@ -155,31 +161,39 @@ def front_end(folder: Path, name: str, manifest: Manifest) -> None:
     for package in SOURCES:
         shutil.copytree(ROOT / package, version / package, ignore=skip)
     (version / "settings.json").write_text(json.dumps(settings(manifest), indent=1) + "\n", encoding="utf-8")
-    (folder / "config.pbtxt").write_text(front_end_config(name), encoding="utf-8")
+    (folder / "config.pbtxt").write_text(front_end_config(name, manifest.entry), encoding="utf-8")
 
 
 def settings(manifest: Manifest) -> dict[str, Any]:
     """What the front end has to know of the engine."""
-    names = ("tokenizer", "window", "stride", "query", "max_answer_tokens", "no_answer_threshold")
-    return {name: getattr(manifest, name) for name in names} | {"max_characters": CHARACTERS}
+    names = ("task", "labels", "head", "tokenizer", "window", "stride", "query", "max_answer_tokens",
+             "no_answer_threshold")  # fmt: skip
+    more = {"max_characters": CHARACTERS, "gives": manifest.entry.gives or WHOLE}
+    more["outputs"] = [output.name for output in manifest.outputs]
+    return {name: getattr(manifest, name) for name in names} | more
 
 
-def front_end_config(name: str) -> str:
-    """config.pbtxt of the front end: one question a request, which need not come with others, its windows do."""
+def front_end_config(name: str, head: Head) -> str:
+    """config.pbtxt of the front end: one request at a time, which need not come with others, its windows do."""
+    inputs = ",\n".join(
+        f'  {{ name: "{field}" data_type: TYPE_STRING dims: [ {-1 if about.many else 1} ]'
+        f"{'' if about.needed else ' optional: true'} }}"
+        for field, about in head.fields.items()
+    )
+    kinds = {field: KINDS[kind.removesuffix("?")] for field, kind in (head.gives or WHOLE).items()}
+    outputs = ",\n".join(
+        f'  {{ name: "{field}" data_type: {kind} dims: [ {-1 if head.gives.get(field, "").endswith("?") else size} ] }}'
+        for field, (kind, size) in kinds.items()
+    )
     return f"""\
 name: "{name}"
 backend: "python"
 max_batch_size: 0
 input [
-  {{ name: "question" data_type: TYPE_STRING dims: [ 1 ] }},
-  {{ name: "context" data_type: TYPE_STRING dims: [ 1 ] }}
+{inputs}
 ]
 output [
-  {{ name: "answer" data_type: TYPE_STRING dims: [ 1 ] }},
-  {{ name: "start" data_type: TYPE_INT32 dims: [ 1 ] }},
-  {{ name: "end" data_type: TYPE_INT32 dims: [ 1 ] }},
-  {{ name: "score" data_type: TYPE_FP32 dims: [ 1 ] }},
-  {{ name: "no_answer_score" data_type: TYPE_FP32 dims: [ 1 ] }}
+{outputs}
 ]
 # Which encoder it asks: "{name}_onnx", or "{name}_tensorrt" once its plan is built.
 parameters {{ key: "encoder" value: {{ string_value: "{name}_onnx" }} }}
@@ -187,23 +201,33 @@ instance_group [ {{ kind: KIND_CPU count: 2 }} ]
 """
 
 
-def readme(name: str, longest: int, batch: int) -> str:
+def readme(name: str, longest: int, batch: int, head: Head) -> str:
     """README.md of the repository."""
+    takes = "\n".join(
+        f"- `{field}`: {about.about}{'' if about.needed else ' (may be left out)'}"
+        for field, about in head.fields.items()
+    )
+    gives = ", ".join(
+        f"`{field}`{' as JSON' if kind == 'json' else ''}" for field, kind in (head.gives or WHOLE).items()
+    )
+
     def shape(count: int, length: int) -> str:
         return ",".join([*(f"{row}:{count * length}" for row in ROWS), f"cu_seqlens:{count + 1}"])
 
     return f"""\
 # {name} for NVIDIA Triton Inference Server
 
-Question and passage in, answer out, by the HTTP and gRPC of Triton. Written by Retort's export.py; it was not loaded
-in a container there: the messages of config.pbtxt, the graphs' names and types and the front end were checked without.
+An engine for {head.title} (`--task {head.task}`), by the HTTP and gRPC of Triton. Written by Retort's export.py; it
+was not loaded in a container there: the messages of config.pbtxt, the graphs' names and types and the front end were
+checked without.
 
     docker run --gpus all --rm -p 8000:8000 -v $PWD:/models TRITON sh -c \\
         "pip install numpy tokenizers && tritonserver --model-repository /models --model-control-mode explicit \\
          --load-model {name} --load-model {name}_onnx"
 
-TRITON is a full image of Triton, with the backends python, onnxruntime and tensorrt. `{name}` takes `question` and
-`context`, one string each, and gives `answer`, `start`, `end` (characters of the passage), `score`, `no_answer_score`.
+TRITON is a full image of Triton, with the backends python, onnxruntime and tensorrt. `{name}` gives {gives}. It takes
+
+{takes}
 
 `{name}_tensorrt` has no plan yet, since a plan is for one TensorRT and one kind of GPU. In the container, there:
 

@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime as ort
 from safetensors.numpy import save_file
 
-from heads import default
+from heads import Head, default, find
 from model import run_folder
 from model.config import BertConfig
 from model.weights import expected_shapes
@@ -26,11 +26,11 @@ LENGTHS = (7, 1, 64, 12, 3)  # one token, one long among short ones
 TAIL = 5  # tokens of a packed row that belong to no sequence
 
 
-def tensors(config: BertConfig, seed: int = 0) -> dict[str, np.ndarray]:
+def tensors(config: BertConfig, seed: int = 0, head: Head = SPAN) -> dict[str, np.ndarray]:
     """Random weights of a trained model's order of magnitude."""
     random = np.random.default_rng(seed)
     found = {}
-    for name, shape in expected_shapes(config, SPAN).items():
+    for name, shape in expected_shapes(config, head).items():
         values = random.normal(0, 0.2, shape)
         found[name] = (values + name.endswith(".scale")).astype(np.float32)
     return found
@@ -39,7 +39,8 @@ def tensors(config: BertConfig, seed: int = 0) -> dict[str, np.ndarray]:
 def run(folder: Path, config: BertConfig = SIZES, **changes: Any) -> Path:
     """A run folder with random weights; changes: of its config.json."""
     (folder / "best").mkdir(parents=True)
-    save_file(tensors(config), folder / "best" / "model.safetensors")
+    head = find(changes.get("task", SPAN.task), changes.get("labels", ()))
+    save_file(tensors(config, head=head), folder / "best" / "model.safetensors")
     (folder / "vocab.txt").write_text("\n".join(vocabulary()) + "\n", encoding="utf-8")
     tokenizer = {"lowercase": True, "strip_accents": None, "chinese": True}
     info = run_folder.RunInfo(config.to_dict(), tokenizer, window=64, stride=32, query=24, max_answer_tokens=20)

@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -166,6 +167,15 @@ def relist(folder: Path, about: dict) -> None:
         for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "engine.json"
     }  # fmt: skip
     (folder / "engine.json").write_text(json.dumps(about | {"files": files}), encoding="utf-8")
+
+
+def near(one: Any, other: Any, most: float = 1e-4) -> bool:
+    """Whether two values of JSON are the same but for what numbers differ by."""
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(near(one[name], other[name], most) for name in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(near(*pair, most) for pair in zip(one, other, strict=True))
+    return abs(one - other) < most if isinstance(one, float) else one == other
 
 
 def batch(*lengths: int, seed: int = 0) -> Packed:

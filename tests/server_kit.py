@@ -2,8 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,29 @@ class Served:
 
     def close(self) -> None:
         self.engines.close()
+
+
+# Route of every head -> engine.json of an engine that is asked there.
+TASKS: dict[str, dict[str, Any]] = {
+    "/answer": {"task": "squad"}, "/classify": {"task": "csv", "labels": ["first", "second"]},
+    "/regress": {"task": "csv/number"}, "/tag": {"task": "conll", "labels": ["O", "B-NAME"]},
+    "/embed": {"task": "embed"}, "/encode": {"task": "encode"},
+}  # fmt: skip
+
+
+@contextmanager
+def heads_served(root: Path, *argv: object) -> Iterator[Callable[[str], Served]]:
+    """Route -> a server with an engine of its head, opened when it is asked for."""
+    there = dict[str, Served]()
+
+    def served(path: str) -> Served:
+        if path not in there:
+            there[path] = Served(settings(serve_kit.write(root / path[1:], **TASKS[path]), *argv))
+        return there[path]
+
+    yield served
+    for each in there.values():
+        each.close()
 
 
 async def until(true: Callable[[], Any]) -> None:

@@ -13,12 +13,15 @@ import export_kit
 import numpy as np
 import onnx
 import pytest
+import serve_kit
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as messages
 
+import heads
 from configs.errors import UsageError, UserError
 from export import checkpoint as checkpoints
 from export import triton
+from serve.answerer import Answerer
 from serve.reader import Reader
 
 LONG = " ".join(f"word{place}" for place in range(150))
@@ -140,7 +143,7 @@ class FakeTriton(types.ModuleType):
 
     @staticmethod
     def get_input_tensor_by_name(request: Any, name: str) -> Any:
-        return next(tensor for tensor in request.inputs if tensor.name == name)
+        return next((tensor for tensor in request.inputs if tensor.name == name), None)
 
     @staticmethod
     def get_output_tensor_by_name(response: Any, name: str) -> Any:
@@ -161,8 +164,14 @@ class FakeTriton(types.ModuleType):
             model = self.models / stated.name / "1" / stated.default_model_filename
             outputs = export_kit.compute(model, rows)
             self.batches.append(len(taken))
+            scattered = {name for item in stated.batch_output for name in item.target_name}
             for place, (_, future) in enumerate(taken):
-                parts = [np.split(output, np.cumsum(counts)[:-1])[place][None] for output in outputs]
+                parts = []
+                for item, output in zip(stated.output, outputs, strict=True):
+                    assert len(item.dims) == output.ndim - (item.name not in scattered)
+                    edges = np.cumsum(counts)[:-1] if item.name in scattered else np.arange(1, len(taken))
+                    part = np.split(output, edges)[place]
+                    parts.append(part[None] if item.name in scattered else part)
                 named = zip((item.name for item in stated.output), parts, strict=True)
                 future.set_result(Response([Tensor(name, part) for name, part in named]))
 
@@ -170,30 +179,45 @@ class FakeTriton(types.ModuleType):
 @pytest.fixture
 def front_end(folders, monkeypatch):
     """The repository's model.py, with its own copies of our packages, as Triton's Python backend would load it."""
-    fake = FakeTriton(folders[1])
+    return opened(folders[1], "bert.2", monkeypatch)
+
+
+def opened(models: Path, name: str, monkeypatch) -> tuple[FakeTriton, Any]:
+    """A repository's front end. Its copies of our packages are gone from the table of modules afterwards."""
+    fake = FakeTriton(models)
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", fake)
-    ours = [name for name in sys.modules if name.split(".")[0] in triton.SOURCES]
-    for name in ours:
-        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    spec = importlib.util.spec_from_file_location("front_end", folders[1] / "bert.2" / "1" / "model.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    assert str(folders[1]) in module.featurise.__code__.co_filename
-    model = module.TritonPythonModel()
-    stated = config(folders[1], "bert.2")
-    parameters = {key: {"string_value": value.string_value} for key, value in stated.parameters.items()}
-    model.initialize({"model_config": json.dumps({"parameters": parameters})})
-    yield fake, model
-    for name in [name for name in sys.modules if name.split(".")[0] in triton.SOURCES]:
-        del sys.modules[name]
+
+    def take_ours() -> dict[str, Any]:
+        return {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] in triton.SOURCES}
+
+    kept = take_ours()
+    try:
+        spec = importlib.util.spec_from_file_location("front_end", models / name / "1" / "model.py")
+        assert spec
+        assert spec.loader
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        assert str(models) in module.heads.__file__
+        model = module.TritonPythonModel()
+        stated = config(models, name).parameters
+        parameters = {key: {"string_value": value.string_value} for key, value in stated.items()}
+        model.initialize({"model_config": json.dumps({"parameters": parameters})})
+    finally:
+        take_ours()
+        sys.modules.update(kept)
+    return fake, model
+
+
+def request_of(fields: dict[str, Any]) -> Any:
+    """A request's tensors, of strings or of bytes."""
+    rows = {name: value if isinstance(value, list) else [value] for name, value in fields.items()}
+    raw = {name: [text.encode() if isinstance(text, str) else text for text in row] for name, row in rows.items()}
+    return types.SimpleNamespace(inputs=[Tensor(name, np.array(row, object)) for name, row in raw.items()])
 
 
 def asked(question: bytes, context: bytes) -> Any:
-    tensors = [Tensor(name, np.array([text], object)) for name, text in (("question", question), ("context", context))]
-    return types.SimpleNamespace(inputs=tensors)
+    return request_of({"question": question, "context": context})
 
 
 def test_the_front_end_answers_as_the_reader_and_its_windows_share_batches(folders, front_end):
@@ -211,8 +235,46 @@ def test_the_front_end_answers_as_the_reader_and_its_windows_share_batches(folde
     assert max(fake.batches) == 4
 
 
+OTHERS: dict[str, tuple[list[str], list[dict]]] = {  # task -> labels, requests
+    "csv": (["a", "b", "c"], [{"text": "word1 word2"}, {"text": LONG, "second": "word4"}]),
+    "csv/number": ([], [{"text": "word1 word2"}]),
+    "conll": (["O", "B-X", "I-X"], [{"text": "é word1, word2"}, {"words": ["word4", "word5"]}, {"text": LONG}]),
+    "embed": ([], [{"text": "word1 word2"}, {"text": "word1", "second": "word4 word2"}]),
+    "encode": ([], [{"text": "word1 word2"}]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("task", OTHERS)
+def test_a_repository_of_another_head_takes_its_fields_and_answers_as_its_engine(task, tmp_path, monkeypatch):
+    labels, requests = OTHERS[task]
+    run = export_kit.run(tmp_path / "run", task=task, labels=labels)
+    export("--run", run, "--out", tmp_path / "head", "--triton", tmp_path / "models", "--target", "none",
+                      "--no-verify", "--max-batch", 4)  # fmt: skip
+    stated = config(tmp_path / "models", "head")
+    with Answerer(tmp_path / "head", "onnxruntime") as answerer:
+        head, direct = answerer.head, answerer.respond(requests)
+    assert {item.name: item.optional for item in stated.input} == {
+        name: not field.needed for name, field in head.fields.items()
+    }  # fmt: skip
+    fake, model = opened(tmp_path / "models", "head", monkeypatch)
+    bad, *responses = asyncio.run(model.execute([request_of({"text": " "}), *map(request_of, requests)]))
+    assert "text 0 is empty" in bad.error().message()
+    for response, wanted in zip(responses, direct, strict=True):
+        assert [tensor.name for tensor in response.outputs] == [item.name for item in stated.output]
+        for tensor, kind in zip(response.outputs, head.gives.values(), strict=True):
+            if tensor.name not in wanted:
+                assert (kind[-1], tensor.values.shape) == ("?", (0,))
+            elif kind in ("text", "json"):
+                told = tensor.values[0].decode()
+                assert kind == "text" or serve_kit.near(json.loads(told), wanted[tensor.name], 1e-3)
+                assert kind == "json" or told == wanted[tensor.name]
+            else:
+                np.testing.assert_allclose(tensor.values, np.reshape(wanted[tensor.name], -1), atol=1e-3)
+    assert (max(fake.batches) > 1) == (len(requests) > 1)
+
+
 @pytest.mark.parametrize(("question", "context", "seen"), [
-    (b" ", b"x", "question is empty"), (b"x", b"", "context is empty"), (b"x", b"\xff", "invalid start byte"),
+    (b" ", b"x", "question 0 is empty"), (b"x", b"", "context 0 is empty"), (b"x", b"\xff", "invalid start byte"),
     (b"x", b"y" * 100_000, "more than 100,000 characters"),
 ])  # fmt: skip
 def test_a_bad_request_fails_alone_and_in_words(front_end, question, context, seen):
@@ -240,7 +302,7 @@ def test_a_repository_is_replaced_and_no_other_folder(folders, tmp_path):
 
 def test_a_graph_that_is_not_the_messages_is_noticed(folders):
     model = onnx.load(folders[1] / "bert.2_onnx" / "1" / "model.onnx")
-    text = triton.encoder_config("x", "onnxruntime", 4)
+    text = triton.encoder_config("x", "onnxruntime", 4, heads.default().outputs(1))
     triton.check(text, model)
     model.graph.output[0].name = "logits"
     with pytest.raises(UserError, match="logits"):

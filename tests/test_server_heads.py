@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import serve_kit
 import server_kit
-from server_kit import ASK, Served
+from serve_kit import near
+from server_kit import ASK, TASKS
 
 import heads
 from serve.answerer import Answerer
@@ -16,11 +17,6 @@ from serve.batcher import Batcher, DeadlinePassed, Draining, QueueFull
 from serve.packed import ROWS
 
 LONG = "ada it was by lovelace . " * 30  # several windows where texts are not cut
-TASKS = {
-    "/answer": {"task": "squad"}, "/classify": {"task": "csv", "labels": ["first", "second"]},
-    "/regress": {"task": "csv/number"}, "/tag": {"task": "conll", "labels": ["O", "B-NAME"]},
-    "/embed": {"task": "embed"}, "/encode": {"task": "encode"},
-}  # fmt: skip
 ASKED = {
     "/answer": [ASK, ASK | {"context": LONG}],
     "/classify": [{"text": "it was ada"}, {"text": "lovelace wrote", "second": "ada wrote ada"}],
@@ -33,26 +29,9 @@ ASKED = {
 
 @pytest.fixture(scope="module")
 def all_served(tmp_path_factory):
-    """Route -> a server with an engine of its head, opened when it is asked for."""
-    root, there = tmp_path_factory.mktemp("heads"), dict[str, Served]()
-
-    def served(path: str) -> Served:
-        if path not in there:
-            folder = serve_kit.write(root / path[1:], **TASKS[path])
-            there[path] = Served(server_kit.settings(folder, "--max-bytes", 4000, "--max-characters", 2000))
-        return there[path]
-
-    yield served
-    for each in there.values():
-        each.close()
-
-
-def near(one, other) -> bool:
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(near(one[name], other[name]) for name in one)
-    if isinstance(one, list):
-        return len(one) == len(other) and all(map(near, one, other))
-    return abs(one - other) < 1e-4 if isinstance(one, float) else one == other
+    argv = ("--max-bytes", 4000, "--max-characters", 2000)
+    with server_kit.heads_served(tmp_path_factory.mktemp("heads"), *argv) as served:
+        yield served
 
 
 def test_every_head_has_a_route_and_a_task_here():
