@@ -2,30 +2,36 @@
 
 from dataclasses import dataclass
 
+import heads
 from configs.options import setting
 from distill.candidates import KINDS
+from train.config import ColumnConfig
 
 PARTS = ("both", "question", "context")
 
 
 @dataclass(frozen=True)
-class AugmentConfig:
-    """Write a SQuAD set with copies of its examples in which words are exchanged.
+class AugmentConfig(ColumnConfig):
+    """Write a data set with copies of its examples in which words are exchanged.
 
-    Example:
+    Examples:
 
       python -m distill.augment --data train-v1.1.json.gz --model runs/teacher --out augmented.json.gz --copies 5
+      python -m distill.augment --task csv --data mails.csv --text-column body --model minilm-l6 --out more.csv
     """
 
-    data: str = setting(
-        required=True, help="questions: SQuAD .json or .json.gz, tfds:squad, tfds:squad/v2.0, builtin:train"
-    )
+    data: str = setting(required=True, help="examples of the task, as train.py --data takes them")
+    task: str = setting(heads.DEFAULT_TASK, help=f"whose examples they are: {', '.join(heads.tasks())}")
     model: str = setting(
         required=True,
         help="weights whose masked language model or word embeddings know what may stand for a word: a Hugging Face "
         "folder, a Google checkpoint's folder, a run folder, owner/name on the hub, or minilm-l6",
     )
-    out: str = setting(required=True, help="file to write, .json or .json.gz; must not exist unless --overwrite")
+    out: str = setting(
+        required=True,
+        help="file to write, as the task reads it: .json, .csv, .tsv, .jsonl, .conll, packed (.gz) or not; must not "
+        "exist unless --overwrite",
+    )
     vocab: str | None = setting(None, help="vocab.txt, where the weights come without one")
     overwrite: bool = setting(False, help="replace --out")
     copies: int = setting(5, least=1, help="copies an example; usually 5 to 20")
@@ -35,7 +41,7 @@ class AugmentConfig:
     kind: str = setting(
         "auto", choices=KINDS, help="of candidates; auto is mlm where the weights have its head, else neighbours"
     )
-    parts: str = setting("both", choices=PARTS, help="what is varied")
+    parts: str = setting("both", choices=PARTS, help="what is varied; of squad")
     amp: str | None = setting(
         None,
         bare="auto",
@@ -43,4 +49,4 @@ class AugmentConfig:
         help="mixed precision of the language model",
     )
     batch_size: int = setting(128, least=1, help="rows of up to 64 tokens for the language model at once")
-    limit: int | None = setting(None, least=1, help="take so many questions only")
+    limit: int | None = setting(None, least=1, help="take so many examples only")

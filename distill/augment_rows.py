@@ -1,6 +1,6 @@
 """Varied copies of texts with labels: one sentence, two, or words with tags; each copy from its original row.
 
-What `distill/augment.py` does for questions. A head names the way that is its own (`Head.augment`).
+What `distill/augment_questions.py` does for questions. A head names the way that is its own (`Head.augment`).
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from configs.errors import UserError
 from data import sentences, tagged
 from data.scores import entities
-from distill.augment import Report, augment, check, exchanged, named
+from distill.augment_questions import Report, augment, check, exchanged, named
 from distill.replace import Candidates, Job, Progress, vary, words
 
 __all__ = ["Pair", "augment", "augment_pairs", "augment_sentences", "augment_tagged"]

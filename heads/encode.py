@@ -21,6 +21,7 @@ class Encode(SentenceHead):
 
     title, tasks = "encoding", ("encode",)
     score = "norm"
+    writes = ()
     route, invites = "encode", "Encode a text"
     fields: ClassVar = {"text": TEXT._replace(about="the text")}
     gives: ClassVar = {"encoded": "json"}

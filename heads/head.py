@@ -12,7 +12,7 @@ is. At the top of a head's file stands neither TensorFlow nor onnx: serve reads 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -64,6 +64,8 @@ class Head(ABC):
     takes: ClassVar[dict[str, Any]] = {}  # name of a setting -> its default; flags of train.py, kept in config.json
     together: ClassVar[int] = 1  # windows that make one training example: 2 where pairs are learnt from
     pretrained: ClassVar[tuple[str, ...]] = ()  # tensors that an encoder's pre-training leaves, rather than a task
+    writes: tuple[str, ...] = ()  # endings of what `file` writes
+    parts: ClassVar[tuple[str, ...]] = ()  # of an example, which `augment` can vary alone
     builtin: ClassVar[str | None] = None  # examples that need no file, for export's comparison
     needs: ClassVar[str] = "a text"  # what a request must hold, for an error
     route: ClassVar[str] = ""  # POST /ROUTE answers requests; "": the name of its first task
@@ -107,11 +109,15 @@ class Head(ABC):
         """The distinct texts of a data set, to learn from without labels."""
 
     def augment(self, ways: Any, dataset: Any, candidates: Any, **settings: Any) -> tuple[Any, Any]:
-        """(the data set with varied copies, a report). `ways` is distill/augment.py, which imports heads, not they it.
+        """(the data set with varied copies, a report). `ways` is distill/augment_rows.py, whose imports go here.
 
         Raises: UserError where a task's text cannot be varied.
         """
         raise UserError(f"--augment: the text of --task {self.task} cannot be varied; leave it out")
+
+    def file(self, dataset: Any, kind: str) -> Iterator[str]:
+        """A data set as text, in pieces, of a file that `read` gives back; kind: one of `writes`."""
+        raise UserError(f"data of --task {self.task} is not written, only read")
 
     # --- model --------------------------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from configs.errors import UserError
-from data import glue, sentences, sequences
+from data import glue, sentences, sequences, written
 from data.sentences import Dataset, Example
 from data.squad import clean
 from heads.head import Field, Head, text_of
@@ -17,14 +17,28 @@ SECOND = Field("Second text", "the second text, where the task has two", needed=
 class SentenceHead(Head):
     """Examples are `data.sentences.Example`. `takes` has the columns of a table, where one can be read."""
 
+    writes = (".csv", ".tsv", ".jsonl")
     fields: ClassVar = {"text": TEXT, "second": SECOND}
     number: ClassVar[bool] = False  # labels are numbers, else names of classes
+
+    def __init__(self, task, labels=(), settings=None):
+        super().__init__(task, labels, settings)
+        if task.startswith("glue/"):
+            self.writes = (".tsv",)  # GLUE's own
 
     def read(self, source, *, limit=None, split="train") -> Dataset:
         if self.task.startswith("glue/"):
             return glue.read(self.task.removeprefix("glue/"), source, limit=limit, split=split)
+        return sentences.read_table(source, *self._columns(), number=self.number, limit=limit)
+
+    def _columns(self) -> tuple[str, str, str]:
         text, second, label = (self.settings[f"{name}_column"] for name in ("text", "second", "label"))
-        return sentences.read_table(source, text, second, label, number=self.number, limit=limit)
+        return text, second, label
+
+    def file(self, dataset, kind):
+        if self.task.startswith("glue/"):
+            return written.glue_tsv(self.task.removeprefix("glue/"), dataset)
+        return written.table(dataset, self._columns(), kind)
 
     def windows(
         self, dataset: Dataset, tokenizer: Any, options: Any, progress: Any, labels: dict[str, np.ndarray]

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from data import metric, spans, squad
+from data import metric, spans, squad, written
 from data.answers import Prediction, best_answers, texts
 from data.features import Features, featurise
 from heads.head import Field, Head, Output, text_of
@@ -23,6 +23,8 @@ class Span(Head):
     tasks: ClassVar = ("squad",)
     takes: ClassVar = {"max_answer_tokens": 30}
     score = "f1"
+    writes = (".json",)
+    parts: ClassVar = ("question", "context")
     builtin = "builtin:dev-facts"
     architecture = "BertForQuestionAnswering"
     needs = "a question and the passage that it is about"
@@ -53,6 +55,9 @@ class Span(Head):
 
     def augment(self, ways, dataset, candidates, **settings):
         return ways.augment(dataset, candidates, **settings)
+
+    def file(self, dataset, kind):
+        return written.squad_json(dataset)
 
     # --- model
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from configs.errors import UserError
-from data import scores, sequences, tagged
+from data import scores, sequences, tagged, written
 from data.squad import clean
 from data.tagged import Dataset, Example
 from heads import pooling
@@ -42,6 +42,7 @@ class Tag(Head):
     title = "tagging"
     tasks: ClassVar = ("conll",)
     score = "f1"
+    writes = (".conll", ".txt", ".jsonl")
     architecture = "BertForTokenClassification"
     needs = 'a text, or "words" as a list'
     route, invites = "tag", "Tag a text"
@@ -74,6 +75,9 @@ class Tag(Head):
 
     def augment(self, ways, dataset, candidates, **settings):
         return ways.augment_tagged(dataset, candidates, **settings)
+
+    def file(self, dataset, kind):
+        return written.words(dataset, kind)
 
     # --- model
 

@@ -9,7 +9,7 @@ from configs.errors import UserError
 from data import squad
 from data.builtin import load
 from data.squad import Answer, Dataset, Example
-from distill.augment import augment
+from distill.augment_questions import augment
 from distill.augment_rows import augment_pairs
 from distill.replace import Job, in_case_of, vary, words
 

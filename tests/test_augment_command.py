@@ -2,17 +2,21 @@
 
 import gzip
 import json
+from dataclasses import replace
 
 import pytest
 import tiny
 from data_kit import dataset, example
 
+import heads
 from configs import options
 from configs.errors import UserError
-from data import squad
+from data import squad, written
+from data.sentences import Dataset as Sentences
+from data.sentences import Example as Sentence
 from data.squad import Answer, Example
 from distill import augment as command
-from distill import squad_file
+from distill import out_file
 from distill.augment_config import AugmentConfig
 
 
@@ -62,7 +66,7 @@ def test_a_written_set_keeps_order_text_and_version(tmp_path):
         Example("2", "é", "other", "q", (), True), Example("3", "t", 'say "ö"\n\U0001f600', "r", (), True),
         version="2.0",
     )  # fmt: skip
-    squad_file.write(odd, tmp_path / "odd.json")
+    out_file.write(written.squad_json(odd), tmp_path / "odd.json")
     read = squad.read(tmp_path / "odd.json")
     assert (read.examples, read.version) == (odd.examples, "2.0")
     articles = json.loads((tmp_path / "odd.json").read_text(encoding="utf-8"))["data"]
@@ -74,7 +78,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
     out = tmp_path / "set.json"
     out.write_text("old", encoding="utf-8")
     with pytest.raises(UnicodeEncodeError):
-        squad_file.write(dataset(example("a", "\ud800", "q", "\ud800")), out)
+        out_file.write(written.squad_json(dataset(example("a", "\ud800", "q", "\ud800"))), out)
     assert [(path.name, path.read_text(encoding="utf-8")) for path in tmp_path.iterdir()] == [("set.json", "old")]
 
 
@@ -82,7 +86,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(home, tmp_pat
     (tmp_path / "old.json").write_text("{}", encoding="utf-8")
     (tmp_path / "folder.json").mkdir()
     refused = {
-        "set.txt": "must end in .json or .json.gz",
+        "set.txt": "must end in .json, packed",
         "folder.json": "is a folder",
         "old.json": "add --overwrite to replace it",
         "old.json/below.json": "cannot be written",
@@ -113,3 +117,61 @@ def test_weights_without_vocabulary_need_one(home, tmp_path):
         command.main(settings(home, tmp_path / "x.json", "--model", str(bare)))
     flags = ["--model", str(bare), "--vocab", str(tmp_path / "words.txt"), "--limit", "2"]
     assert command.main(settings(home, tmp_path / "x.json", *flags))["metrics"]["examples"] == 2
+
+
+TEXTS = ["the good film", 'a "bad" song, at night', "the kind room", "an ugly book"]
+SETS = {  # task -> more flags, the file's name, what it holds
+    "csv": (["--text-column", "body", "--second-column", "other"], "mails.csv",
+            "body,other,label\n" + "".join(f'"{text.replace(chr(34), chr(34) * 2)}",the meal,{place % 2}\n'
+                                           for place, text in enumerate(TEXTS))),
+    "csv/number": ([], "numbers.jsonl",
+                   "".join(json.dumps({"text": text, "target": 0.5 * at}) + "\n" for at, text in enumerate(TEXTS))),
+    "embed": ([], "pairs.tsv",
+              "sentence1\tsentence2\tscore\n" + "".join(f"{one}\tthe meal\t{at}\n" for at, one in enumerate(TEXTS))),
+    "glue/sst2": ([], "train.tsv", "sentence\tlabel\n" + "".join(f"{one}\t{at % 2}\n" for at, one in enumerate(TEXTS))),
+    "glue/cola": ([], "cola.tsv", "".join(f"x\t{at % 2}\t\t{text}\n" for at, text in enumerate(TEXTS))),
+    "conll": ([], "names.conll", "# B-X\nthe O\nfilm O\n\nthe O\nada B-PER\nsaw O\nroom O\n"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("task", SETS)
+def test_a_set_of_any_task_is_written_as_the_task_reads_it(home, tmp_path, task):
+    """Each copy from its original row: of a pair one text is varied, of tagged words none of an entity."""
+    flags, name, text = SETS[task]
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    out = tmp_path / f"more-{name}.gz"
+    argv = ["--data", tmp_path / name, "--model", home / "model", "--out", out, "--task", task, "--copies", 3, *flags]
+    config = options.parse(AugmentConfig, [str(word) for word in argv], "distill.augment")
+    copies = command.main(config)["metrics"]["copies"]
+    assert copies > 0
+    head = heads.of_flags(config)
+    originals, written_ = (head.read(str(path)).examples for path in (tmp_path / name, out))
+    without = [replace(example, id="") for example in originals]
+    assert [replace(example, id="") for example in written_[: len(originals)]] == without
+    assert len(written_) == len(originals) + copies
+    for copy in written_[len(originals) :]:
+        if task == "conll":
+            (source,) = [one for one in originals if one.tags == copy.tags]
+            pairs = zip(source.words, copy.words, source.tags, strict=True)
+            assert all(
+                source.text[slice(*one)] == copy.text[slice(*other)] for one, other, tag in pairs if tag != "O"
+            )
+        else:
+            assert any(
+                (one.first == copy.first or one.second == copy.second) and one.label == copy.label for one in originals
+            )
+
+
+def test_files_and_parts_that_a_task_does_not_have_are_refused(home, tmp_path):
+    for flags, message in (
+        (["--task", "csv"], "must end in .csv or .tsv or .jsonl"),
+        (["--task", "glue/sst2"], "must end in .tsv, packed"),
+        (["--task", "encode"], "no labelled examples to vary"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=message):
+            command.main(settings(home, tmp_path / "x.json", *flags))
+    with pytest.raises(UserError, match="--parts question: an example of --task csv has no such part"):
+        command.main(settings(home, tmp_path / "x.csv", "--task", "csv", "--parts", "question"))
+    rows = [Sentence("1", "a\tb", "", "x")]
+    with pytest.raises(UserError, match="cannot hold; write a .csv or .jsonl"):
+        list(written.table(Sentences(rows), ("text", "", "label"), ".tsv"))

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from configs.errors import UserError
 from data.squad import from_dict
 from data.tokenize import Tokenizer
-from distill.augment import augment
+from distill.augment_questions import augment
 from distill.candidates import HEAD, TABLE, Neighbours, candidates_for, chosen_pieces, usable
 from distill.replace import Place
 from model import weights
