@@ -32,6 +32,7 @@ from scripts.task_data import MAKERS, write
 from serve import gpu
 
 AGREE = 99.0  # percent of the predictions
+RECIPES = {"conll": "minilm-conll", "embed": "minilm-embed"}  # of the other tasks minilm-classify
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,8 @@ class CheckConfig:
     out: str = setting("results/tasks.csv", help="CSV to write")
     work: str = setting("runs/tasks", help="folder for data, runs and engines")
     tasks: tuple[str, ...] = setting(tuple(MAKERS), choices=tuple(MAKERS), help="which of them")
-    train: int = setting(3000, least=10, help="training examples a task")
-    dev: int = setting(1000, least=10, help="examples to compare on")
+    train: int = setting(2000, least=10, help="training examples a task")
+    dev: int = setting(600, least=10, help="examples to compare on")
     epochs: int = setting(3, least=1, help="passes over the training examples")
     precision: str = setting("float16", choices=("float16", "bfloat16", "float32"), help="of the plan")
     amp: bool = setting(True, help="train in mixed precision")
@@ -89,9 +90,9 @@ def check(config: CheckConfig, task: str, folder: Path) -> dict:
     log.write_text("")
     train, dev = (write(task, part, count, folder) for part, count in (("train", config.train), ("dev", config.dev)))
     run, engine = folder / "run", folder / "engine"
-    flags = ["--model", config.model, "--task", "csv" if task == "csv/pair" else task, "--data", train]
-    flags += ["--second-column", "second"] if task == "csv/pair" else []
-    flags += ["--epochs", config.epochs, "--lr", "2e-4", "--window", "256", "--stride", "128", "--buckets", 1]
+    flags = ["--config", RECIPES.get(task, "minilm-classify"), "--model", config.model, "--data", train]
+    flags += ["--second-column", "second"] if task == "csv/pair" else ["--task", task]
+    flags += ["--epochs", config.epochs, "--window", "256", "--stride", "128", "--buckets", 1]
     flags += ["--amp"] if config.amp else []
     flags += [] if config.jit is None else ["--jit" if config.jit else "--no-jit"]
     call("train", [*flags, "--out", run, "--overwrite"], log)  # no --dev: the export scores the last weights anyway
