@@ -8,9 +8,11 @@ from pathlib import Path
 import export_kit
 import numpy as np
 import pytest
+import server_kit
 import task_kit as kit
 import tensorflow as tf
 from safetensors.numpy import load_file, save_file
+from server_kit import Served
 
 import heads
 from configs.errors import UserError
@@ -41,6 +43,10 @@ def test_a_fifth_head_is_one_file(tmp_path, monkeypatch):
         with Answerer(tmp_path / "engine") as engine:
             asked = [{"text": f"the film was {word} and the song {word}"} for word in ("good", "bad")]
             assert engine.respond(asked) == [{"yes": True}, {"yes": False}]
+        served = Served(server_kit.settings(tmp_path / "engine"))
+        assert served.ask("POST", "/yes", json=asked[0]).json()["yes"] is True
+        assert served.ask("GET", "/engine").json()["route"] == "/yes"
+        served.close()
     finally:
         sys.modules.pop("heads.yes", None)
     monkeypatch.undo()

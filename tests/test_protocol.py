@@ -103,7 +103,7 @@ def test_a_body_that_is_no_json_is_refused_in_words(body, seen):
 ])  # fmt: skip
 def test_bytes_that_do_not_fit_their_header_are_refused(given, seen):
     with pytest.raises(UserError, match=seen):
-        protocol.parse(*given, OUTPUTS)
+        protocol.parse(given[0], given[1], OUTPUTS)
 
 
 def logits() -> tuple[np.ndarray, np.ndarray]:

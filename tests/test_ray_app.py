@@ -28,7 +28,7 @@ def config(*argv: object) -> ray_app.RayConfig:
 def test_two_replicas_answer_and_a_killed_one_is_replaced_while_the_other_goes_on(folder, tmp_path):
     with started(*kill_server.COMMANDS["ray"], "--engine", folder) as (_, url):
         host = url.removeprefix("http://")
-        statuses = {"/v2/health/ready": 200, "/v2/models/tiny": 200, "/v2/models/other": 404, "/": 200}
+        statuses = {"/v2/health/ready": 200, "/engine": 200, "/v2/models/tiny": 200, "/v2/models/other": 404, "/": 200}
         for path, status in statuses.items():
             connection = http.client.HTTPConnection(host, timeout=20)
             connection.request("GET", path)
@@ -38,6 +38,8 @@ def test_two_replicas_answer_and_a_killed_one_is_replaced_while_the_other_goes_o
         response = connection.getresponse()
         assert response.status == 400
         assert "context 0 is empty" in json.loads(response.read())["error"]
+        connection.request("POST", "/classify", json.dumps({"text": "it was ada"}))  # as of the server without Ray
+        assert "ask it by POST /answer" in json.loads(connection.getresponse().read())["error"]
     told = kill_server.main(options.parse(kill_server.KillConfig, [
         "--engine", str(folder), "--kinds", "ray", "--before-s", "2", "--after-s", "1", "--clients", "4",
         "--out", str(tmp_path / "kill.csv"),
