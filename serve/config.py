@@ -48,7 +48,7 @@ class ServerConfig(EngineConfig):
     )
     max_bytes: int = setting(1 << 20, least=1000, most=1 << 28, help="largest body of a request")
     max_characters: int = setting(
-        100_000, least=10, most=10_000_000, help="of question and passage together; more is refused before any work"
+        100_000, least=10, most=10_000_000, help="of a request's texts together; more is refused before any work"
     )
     deadline_ms: float = setting(
         10_000.0, above=0.0, most=600_000.0, help="when a client gives up, unless its request says less"
@@ -138,7 +138,7 @@ class ServeConfig(ServerConfig):
             return
         if self.port is not None:
             if asked:
-                raise UsageError(f"with --port questions come over HTTP; leave --{asked[0].replace('_', '-')} out")
+                raise UsageError(f"with --port requests come over HTTP; leave --{asked[0].replace('_', '-')} out")
             return
         if self.text is None and (self.question is None or len(passages) != 1):
             raise UsageError(

@@ -1,6 +1,6 @@
 """What Prometheus may ask: `/metrics` as histograms of every stage of a request, counts, and how long the queue is.
 
-Of a question:
+Of a request:
     queue       in the queue, until a batch was cut         tokenise    text to windows
     compute     batch in to logits out                      total       from submit to the answer
     overhead    all that is the server's own: the request's time in HTTP less `total`
