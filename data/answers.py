@@ -8,6 +8,7 @@ import numpy as np
 
 from data.features import Features
 from data.squad import Dataset
+from data.windows import bounds
 
 NOTHING = -1e9  # the score where no span is allowed at all: finite, so that it survives JSON
 
@@ -42,14 +43,12 @@ def best_answers(
         )
     if features.examples != [e.id for e in dataset.examples]:
         raise ValueError("the features belong to another data set; make them from this one")
-    bounds = np.searchsorted(
-        features.example, np.arange(len(features.examples) + 1)
-    )  # windows of example i: bounds[i] to [i + 1]
+    edges = bounds(features.example, len(features.examples))
     query_lengths = features.query_length()
     answers = {}
     for i, example in enumerate(dataset.examples):
         top, span, null = NOTHING, None, np.inf
-        for row in range(bounds[i], bounds[i + 1]):
+        for row in range(edges[i], edges[i + 1]):
             length = features.length[row]
             start = _finite(start_logits[row][:length])
             end = _finite(end_logits[row][:length])
@@ -61,10 +60,10 @@ def best_answers(
                 token = features.context_start[features.context[row]] + features.first[row]
                 top, span = score, features.context_offsets[[token + first, token + last]]
         if span is None:
-            answers[example.id] = Prediction("", 0, 0, NOTHING, -NOTHING, int(bounds[i + 1] - bounds[i]))
+            answers[example.id] = Prediction("", 0, 0, NOTHING, -NOTHING, int(edges[i + 1] - edges[i]))
             continue
         begin, stop = int(span[0, 0]), _with_marks(example.context, int(span[1, 1]))
-        windows = int(bounds[i + 1] - bounds[i])
+        windows = int(edges[i + 1] - edges[i])
         answers[example.id] = Prediction(
             example.context[begin:stop], begin, stop, float(top), float(null - top), windows
         )

@@ -80,6 +80,11 @@ def label(
     return start, np.where(inside, answer_last + shift, 0).astype(np.int32)
 
 
+def bounds(example: np.ndarray, examples: int) -> np.ndarray:
+    """int [examples + 1]: the windows of example i are rows bounds[i] to bounds[i + 1]. example [W]: each window's."""
+    return np.searchsorted(example, np.arange(examples + 1))
+
+
 def max_context(first: np.ndarray, count: np.ndarray, this: int) -> np.ndarray:
     """Among the windows of one example: True for the tokens that no window shows with more context than window `this`.
 

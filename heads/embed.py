@@ -11,6 +11,7 @@ import numpy as np
 from configs.errors import UserError
 from data import glue, scores, sentences, sequences
 from data.sentences import Dataset
+from data.windows import bounds
 from heads import pooling
 from heads.head import Output
 from heads.sentence import SECOND, TEXT, SentenceHead
@@ -131,7 +132,7 @@ class Embed(SentenceHead):
     # --- answers
 
     def decode(self, features, dataset, outputs) -> dict[str, Any]:
-        edges = np.searchsorted(features.example, np.arange(len(dataset.examples) + 1))
+        edges = bounds(features.example, len(dataset.examples))
         found = {}
         for place, example in enumerate(dataset.examples):
             vectors = tuple(np.asarray(row) for row in outputs[0][edges[place] : edges[place + 1]])
@@ -145,7 +146,7 @@ class Embed(SentenceHead):
         return np.nan_to_num(np.array(pairs, np.float64).reshape(-1, 2))
 
     def figures(self, values) -> dict[str, float]:
-        return {name: getattr(scores, name)(*values.T) for name in ("spearman", "pearson")}
+        return scores.correlations(*values.T)
 
     def said(self, prediction, threshold=None) -> Any:
         if prediction.similarity is not None:

@@ -21,8 +21,7 @@ class Regress(Classify):
 
     def __init__(self, task, labels=(), settings=None):
         super().__init__(task, labels, settings)
-        self.measured = ("spearman", "pearson")
-        self.score = self.measured[0]
+        self.score = "spearman"
 
     def fit(self, dataset):
         sentences.differ(dataset)
@@ -57,7 +56,7 @@ class Regress(Classify):
         return np.array([(e.label, predictions[e.id]) for e in dataset.examples], np.float64).reshape(-1, 2)
 
     def figures(self, values) -> dict[str, float]:
-        return {name: getattr(scores, name)(*values.T) for name in self.measured}
+        return scores.correlations(*values.T)
 
     def said(self, prediction, threshold=None) -> float:
         return prediction
