@@ -70,3 +70,31 @@ def test_an_engine_passes_that_agrees_on_99_percent_and_loses_nothing_for_certai
     assert row.startswith("csv/pair,accuracy,90.1,90.0,")
     assert [words[0] for words in asked] == ["train", "export"]
     assert asked[0][asked[0].index("--second-column") :][:2] == ["--second-column", "second"]
+
+
+def test_a_task_that_fails_does_not_take_the_others_rows_along(tmp_path, monkeypatch):
+    def check(config, task, folder):
+        if task == "csv":
+            raise UserError("train.py stopped")
+        return {"task": task, "agreement": 100.0, "passed": True}
+
+    monkeypatch.setattr(check_tasks, "check", check)
+    with pytest.raises(UserError, match=r"^csv: train\.py stopped$"):
+        check_tasks.main(check_tasks.CheckConfig(out=str(tmp_path / "t.csv"), work=str(tmp_path), at_once=3))
+    rows = (tmp_path / "t.csv").read_text().splitlines()[1:]
+    assert rows == [f"{task},100.0,True" for task in MAKERS if task != "csv"]  # in order, whichever was done first
+
+
+def test_tasks_beside_each_other_have_cores_of_their_own(monkeypatch):
+    given = []
+    monkeypatch.setattr(check_tasks.os, "sched_getaffinity", lambda _: {0, 1, 2, 3, 4, 5}, raising=False)
+    monkeypatch.setattr(check_tasks.os, "sched_setaffinity", lambda _, cores: given.append(cores), raising=False)
+    for seat in range(4):
+        check_tasks.sit(seat, 4)
+    assert given == [[0, 4], [1, 5], [2], [3]]
+
+
+def test_a_command_that_fails_is_quoted_and_its_words_are_kept(tmp_path):
+    with pytest.raises(UserError, match=r'serve.py stopped with exit code 2: \{"command": "serve", .*--engine'):
+        check_tasks.call("serve", ["--text", "a"], tmp_path / "log.txt")
+    assert "error: " in (tmp_path / "log.txt").read_text()
