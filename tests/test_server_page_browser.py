@@ -7,7 +7,7 @@ from urllib.parse import urlencode
 import pytest
 import serve_kit
 from browser_kit import Page, browser
-from server_kit import ASK
+from server_kit import ASK, TOKEN
 from test_server_process import process
 
 pytestmark = pytest.mark.browser
@@ -70,7 +70,7 @@ def visit(url: str, tmp_path, what: Callable[[Page], Awaitable[None]]) -> None:
     async def all_of_it() -> None:
         async with browser(tmp_path / "profile") as page, asyncio.timeout(60):
             await page.open(url)
-            await page.until("document.getElementById('fields').children.length > 0")
+            await page.until("document.getElementById('fields').children.length + document.activeElement.id.length > 0")
             await what(page)
             own = (url.partition("?")[0], "data:")
             assert [address for address in page.asked if not address.startswith(own)] == []
@@ -101,6 +101,25 @@ def test_a_question_is_asked_and_a_runner_up_looked_at_by_keyboard_alone(url, tm
         assert await page.value("document.getElementById('said').textContent") == f"Highlighted: {other}"
 
     visit(url, tmp_path, ask)
+
+
+def test_behind_a_secret_the_form_comes_with_it(tmp_path):
+    (tmp_path / "token").write_text(TOKEN)
+
+    async def ask(page: Page) -> None:
+        assert await page.value(FOCUSED) == "secret"
+        assert "needs a secret" in await page.value("document.getElementById('said').textContent")
+        await page.fill(TOKEN)
+        await page.key("Enter")
+        await page.until("document.getElementById('said').textContent.startsWith('The form is ready')")
+        assert await page.value("document.getElementById('invites').textContent") == "Classify a text"
+        await page.key("Enter")
+        await page.until("document.getElementById('said').textContent.startsWith('Answer:')")
+        page.console.clear()  # a status of 401 is told there
+
+    engine = serve_kit.write(tmp_path / "engine", **HEADS["classify"][0])
+    with process(engine, "--token-file", tmp_path / "token") as (_, port):
+        visit(f"http://127.0.0.1:{port}/", tmp_path, ask)
 
 
 def test_control_and_enter_ask_from_within_the_passage(url, tmp_path):

@@ -8,7 +8,8 @@ const given = new URLSearchParams(location.search); // a link may bring a reques
 const part = (id) => document.getElementById(id);
 const box = (name) => part(`field-${name}`);
 
-let engine = null;
+let engine = null; // what it says of itself, once that is known
+let sent = ""; // the first text of what was asked: the fields may have changed since
 let asking = false;
 
 function say(text, wrong = false) {
@@ -56,7 +57,7 @@ function field(about) {
 
 const texts = () => engine.fields.filter((about) => !about.many);
 
-async function open() {
+async function load() {
   engine = await send("engine" + (given.has("model") ? `?model=${encodeURIComponent(given.get("model"))}` : ""));
   if (!engine) return;
   document.title = part("invites").textContent = engine.invites;
@@ -68,8 +69,7 @@ async function open() {
 
 // Marks spans of a text. Their places count characters; JavaScript's own strings count halves of some, hence the list.
 function mark(spans) {
-  const about = texts()[0];
-  const characters = Array.from(box(about.name).value);
+  const characters = Array.from(sent);
   const between = (from, to) => characters.slice(from, to).join("");
   const found = [];
   let done = 0;
@@ -78,7 +78,7 @@ function mark(spans) {
     found.push(between(done, span.start), made("mark", {}, between(span.start, span.end), ...kind));
     done = span.end;
   }
-  part("where-title").textContent = `In the ${about.title.toLowerCase()}`;
+  part("where-title").textContent = `In the ${texts()[0].title.toLowerCase()}`;
   part("passage").replaceChildren(...found, between(done));
   part("passage-part").hidden = false;
   part("passage").querySelector("mark")?.scrollIntoView({ block: "nearest" });
@@ -155,6 +155,7 @@ async function request() {
   const body = { model: engine.model };
   for (const { name, needed } of texts()) if (needed || box(name).value.trim()) body[name] = box(name).value;
   if (engine.runners_up) body.runners_up = Math.min(4, engine.runners_up);
+  sent = box(texts()[0].name).value;
   const begin = performance.now();
   const told = await send(engine.route.slice(1), { method: "POST", body: JSON.stringify(body) });
   if (told) show(told, performance.now() - begin);
@@ -168,7 +169,7 @@ async function ask(event) {
   say(event ? "Asking ..." : "");
   try {
     const opened = Boolean(engine);
-    if (!opened) await open();
+    if (!opened) await load();
     if (engine && (opened || given.has("ask"))) await request();
     else if (engine && event) say("The form is ready: ask."); // a secret was given, and the form is new
   } catch (error) {
