@@ -76,7 +76,7 @@ def main(config: CheckConfig) -> dict:
 
 
 def sit(seat: int, seats: int) -> None:
-    """Give this thread, and what it starts, its share of the cores: tasks that take all only wait for each other."""
+    """Give this thread, and what it starts, its share of the cores: threads of several tasks wait on each other."""
     if hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, cores[seat % len(cores) :: seats])

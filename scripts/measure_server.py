@@ -38,7 +38,7 @@ from serve.packed import Packed
 from serve.reader import Reader, as_example
 from serve.session import Session
 
-Ask = dict[str, str] | Packed
+Ask = tuple[str, str] | Packed
 COLUMNS = ["batches", "text", "over_http", "delay_ms", *load.FIGURES, "borne", "budget", "layout", "layers", "hidden",
            "runtime", "device", "data", "p99_limit_ms", "versions", "date"]  # fmt: skip
 CLIENTS = 32  # of the closed loop that says where to begin looking
@@ -85,7 +85,7 @@ def main(config: MeasureConfig) -> dict:
         reader = Reader(config.engine, session=session)
         asks: dict[str, list[Ask]] = {"no": [*packed(reader, pairs)]}
         if config.text:
-            asks["yes"] = [{"question": question, "context": context} for question, context in pairs]
+            asks["yes"] = [*pairs]
         for text, asked in asks.items():
             found = searched("tokens", None, lambda: Batcher(reader), asked, config)
             rows += [row | about(reader, text, session) for row in found]
@@ -155,8 +155,8 @@ def completed(
     return row
 
 
-def submitted(batcher: Batcher, ask: Ask) -> Future:
-    return batcher.submit_packed(ask) if isinstance(ask, Packed) else batcher.submit(ask)
+def submitted(to: Batcher, ask: Ask) -> Future:
+    return to.submit_packed(ask) if isinstance(ask, Packed) else to.submit({"question": ask[0], "context": ask[1]})
 
 
 def closed(batcher: Batcher, asks: list[Ask], seconds: float, seed: int, clients: int = CLIENTS) -> float:

@@ -121,8 +121,10 @@ def test_an_engine_that_is_broken_is_not_put_in_service(served):
 class Stub:
     """A reader, its session and its batcher in one, of which the inference fails or the device hangs."""
 
+    head = heads.default()
+
     def __init__(self, hangs: bool = False) -> None:
-        self.session, self.manifest, self.head = self, self, heads.default()
+        self.session, self.manifest, self.task = self, self, "squad"
         self.hangs, self.closed = hangs, list[str]()
 
     def submit(self, *_, **__) -> Future:
