@@ -26,7 +26,6 @@ from typing import Any, Self
 import numpy as np
 
 from configs.errors import UsageError, UserError
-from heads.head import characters
 from serve import budget as budgets
 from serve.answerer import Answerer
 from serve.lane import Hooks, Lane
@@ -92,16 +91,10 @@ class Batcher:
         Its future fails with UserError (an empty text, say), DeadlinePassed as soon as `deadline_ms` are over,
         Draining, or with what the runtime raised for it. Raises: QueueFull.
         """
-        head = self.reader.head
-        if not 0 <= runners_up <= head.most_runners_up:
-            limit = head.most_runners_up
-            return self._refused(UserError(f"runners_up is {runners_up}; {head.title} has 0 to {limit} of them"))
         try:
-            dataset = head.dataset([head.example(fields)])
+            return self._enter(Request.of(self.reader.head, fields, deadline_ms, priority, runners_up))
         except UserError as error:
             return self._refused(error)
-        tokens = characters(fields) // 4 + 3  # until they are counted
-        return self._enter(Request(tokens, deadline_ms, priority, dataset, runners_up))
 
     def submit_packed(
         self, batch: Packed, *, deadline_ms: float | None = None, priority: int = 0

@@ -1,12 +1,16 @@
 """A request on its way through the batcher: what it brought, what it has got so far, and the words for how it ends."""
 
 import time
+from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from configs.errors import UserError
+from heads import Head
+from heads.head import characters
 from serve.answerer import Answerer
 from serve.packed import Packed
 from serve.queue import Window
@@ -86,6 +90,17 @@ class Request:
         self.over = False  # answered, failed, or not wanted any more
         self.turn = self.ready = self.text_ms = self.tokenise_ms = 0.0
         self._report: BatchReport | None = None
+
+    @classmethod
+    def of(
+        cls, head: Head, fields: Mapping[str, Any], deadline_ms: float | None, priority: int, runners_up: int
+    ) -> "Request":
+        """A head's request. Raises: UserError where it is none."""
+        if not 0 <= runners_up <= head.most_runners_up:
+            most = head.most_runners_up
+            raise UserError(f"runners_up is {runners_up}; an engine for {head.title} has 0 to {most} of them")
+        tokens = characters(fields) // 4 + 3  # until they are counted
+        return cls(tokens, deadline_ms, priority, head.dataset([head.example(fields)]), runners_up)
 
     def expect(self, windows: int) -> None:
         self.outputs, self.left = [None] * windows, windows

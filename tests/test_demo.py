@@ -22,7 +22,7 @@ def test_the_quickstart_ends_with_the_address_of_a_page_until_ctrl_c(tmp_path):
     assert process.stdout
     try:
         address = next(found[0] for line in process.stdout if (found := re.search(r"http://127\.0\.0\.1:\d+/", line)))
-        assert "<title>Ask a passage</title>" in urllib.request.urlopen(address).read().decode()
+        assert "<title>Ask the engine</title>" in urllib.request.urlopen(address).read().decode()
         os.killpg(process.pid, signal.SIGINT)  # what a terminal sends
         rest = process.stdout.read()
         assert process.wait(20) == 0

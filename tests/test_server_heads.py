@@ -12,6 +12,7 @@ from serve_kit import near
 from server_kit import ASK, TASKS
 
 import heads
+from configs.errors import UserError
 from serve.answerer import Answerer
 from serve.batcher import Batcher, DeadlinePassed, Draining, QueueFull
 from serve.packed import ROWS
@@ -153,5 +154,7 @@ def test_requests_of_a_head_share_batches_and_are_answered_as_alone(tmp_path, pa
             batcher.on_batch(reports.append)
             futures = [batcher.submit(fields) for fields in asked]
             wait(futures, 20)
+            with pytest.raises(UserError, match=r"runners_up is 21; an engine for .* has 0 to (20|0) of them"):
+                batcher.submit(asked[0], runners_up=21).result(5)
         assert all(near(future.result().response, wanted) for future, wanted in zip(futures, direct, strict=True))
         assert max(report.requests for report in reports) > 1
