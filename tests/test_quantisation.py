@@ -8,7 +8,6 @@ from typing import Any
 import export_kit as kit
 import numpy as np
 import pytest
-import task_kit
 import tiny
 
 from configs.errors import UsageError, UserError
@@ -22,7 +21,6 @@ from model.config import BertConfig
 from plugins import PLUGINS, formats, legs, plugin
 from serve import gpu
 from serve import manifest as manifests
-from serve.classifier import Classifier
 
 SIZES = BertConfig(vocabulary=400, hidden=64, layers=2, heads=2, ffn=96, positions=64)  # all multiples of 16
 TRAIN = "train.json"
@@ -264,20 +262,3 @@ def test_the_command_calibrates_gates_and_writes_the_decision(home, tmp_path, ca
     printed = capsys.readouterr().out
     assert "precision: float8 (--precision auto; sm_89 multiplies it at twice the rate of float16)" in printed
     assert "precision: not float8: float8 products do not answer what the checkpoint answers" in printed
-
-
-def test_another_heads_products_become_8_bits_wide_too(tmp_path):
-    """Calibrated on its own examples, gated by its own answers, served by its own class."""
-    data, dev = (task_kit.write_csv(tmp_path / f"{name}.csv", task_kit.csv_rows(at)) for at, name in enumerate("td"))
-    made = {"settings": {"data": str(data)}}
-    kit.run(tmp_path / "run", SIZES, task="csv", labels=["cross", "pleased"], made=made)
-    loose = ("--quantisation-error", "0.9", "--tolerance-answers", "100", "--tolerance-f1", "100")
-    kit.export("--run", tmp_path / "run", "--out", tmp_path / "engine", "--precision", "int8", "--dev", dev,
-               "--arch", "89", "--max-batch", "4", *loose)  # fmt: skip
-    about = json.loads((tmp_path / "engine" / "engine.json").read_text())
-    assert (about["plugin_layers"]["linear8"], about["quantisation"]["calibrated_on"]) == (8, str(data))
-    on_cpu = about["verified"]["int8_on_cpu"]
-    assert 0 < on_cpu["largest_logit_difference"] < 1
-    assert on_cpu["accuracy_checkpoint"] == about["verified"]["accuracy_checkpoint"]
-    with Classifier(tmp_path / "engine", "onnxruntime") as classifier:
-        assert classifier.classify("the film was good").label in about["labels"]
