@@ -39,11 +39,9 @@ from serve.reader import Reader, as_example
 from serve.session import Session
 
 Ask = tuple[str, str] | Packed
-COLUMNS = ["batches", "text", "over_http", "delay_ms", *load.FIGURES, "borne", "budget", "layout", "layers", "hidden",
-           "runtime", "device", "data", "p99_limit_ms", "versions", "date"]  # fmt: skip
-CLIENTS = 32  # of the closed loop that says where to begin looking
-ONE_CLIENT = 300  # questions
-STAGES = ("queue", "tokenise", "compute", "total", "overhead")
+WARM = (1, 2, 4, 8, 16, CLIENTS)  # clients of the closed loops before: batches of every size are prepared once
+HOPELESS = 1.5  # percent of all that will have been sent late: the p99 is missed, whatever comes
+BETTER = 1.02  # times the best rate so far: what a kind of batch must bear to be looked at
 
 
 @dataclass(frozen=True)
@@ -86,11 +84,20 @@ def main(config: MeasureConfig) -> dict:
         asks: dict[str, list[Ask]] = {"no": [*packed(reader, pairs)]}
         if config.text:
             asks["yes"] = [*pairs]
-        for text, asked in asks.items():
-            found = searched("tokens", None, lambda: Batcher(reader), asked, config)
-            rows += [row | about(reader, text, session) for row in found]
-            best.append(top(rows[-len(found):]))
-        one = one_client(reader, pairs)
+        with found.kept("tokens, from tokens"):
+            found.rates(searched("tokens", None, lambda: Batcher(reader), asks["no"], config), reader, "no", session)
+        if config.http:
+            with found.kept("one client"):
+                reader_ms = measure_server_http.alone(reader, pairs)
+                with measure_server_http.server(config) as url:
+                    found.one_client(measure_server_http.one_client(url, pairs, reader_ms))
+                    with found.kept("over HTTP"):
+                        done = lambda row: completed(row, "tokens", None, True, None, config)  # noqa: E731
+                        found.rates(measure_server_http.highest(config, url, done), reader, "yes", session)
+        if config.text:
+            with found.kept("tokens, from text"):
+                rows = searched("tokens", None, lambda: Batcher(reader), asks["yes"], config)
+                found.rates(rows, reader, "yes", session)
     if config.padded:
         with Session.open(config.padded, config.runtime, calls=config.calls) as session:
             padded = Reader(config.padded, session=session)

@@ -125,7 +125,7 @@ class Stub:
 
     def __init__(self, hangs: bool = False) -> None:
         self.session, self.manifest, self.task = self, self, "squad"
-        self.hangs, self.closed = hangs, list[str]()
+        self.hangs, self.closed, self.abandoned = hangs, list[str](), False
 
     def submit(self, *_, **__) -> Future:
         future: Future = Future()
