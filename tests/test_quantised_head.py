@@ -20,7 +20,8 @@ def test_another_heads_products_become_8_bits_wide_too(tmp_path):
     kit.export("--run", tmp_path / "run", "--out", tmp_path / "engine", "--precision", "int8", "--dev", dev,
                "--arch", "89", "--max-batch", "4", *loose)  # fmt: skip
     about = json.loads((tmp_path / "engine" / "engine.json").read_text())
-    assert (about["plugin_layers"]["linear8"], about["quantisation"]["calibrated_on"]) == (8, str(data))
+    assert [item["precision"] for item in about["quantisation"]["products"].values()] == ["int8"] * 8
+    assert (about["plugin_layers"]["linear8"] > 0, about["quantisation"]["calibrated_on"]) == (True, str(data))
     on_cpu = about["verified"]["int8_on_cpu"]
     assert 0 < on_cpu["largest_logit_difference"] < 1
     assert on_cpu["accuracy_checkpoint"] == about["verified"]["accuracy_checkpoint"]
