@@ -17,6 +17,7 @@ from data.squad import clean
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 MOST_BYTES = 64 * 1024**2  # the largest BERT vocabulary (multilingual, 120,000 pieces) has 1 MB
 TEXTS_A_CHUNK = 4096
+LITTLE = 20_000  # characters; about where words that come again begin to pay
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +68,14 @@ class Tokenizer:
         """The same tokens as arrays, many times faster on much text: every distinct word is cut only once.
 
         BERT's rules never look across a space, so a text's tokens are those of its words. `progress` gets the number of
-        texts done.
+        texts done. A little text is cut at once, which takes a third of the time.
         """
+        if sum(map(len, texts)) <= LITTLE:
+            encode = self._backend.encode
+            ids, spans, counts = _arrays([encode(clean(text), add_special_tokens=False) for text in texts])
+            if progress:
+                progress(len(texts))
+            return Pieces(ids, spans, np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
         words: dict[str, int] = {}  # word -> its row in the tables below
         ids = np.zeros(0, np.int32)  # the tokens of all distinct words in a row
         spans = np.zeros((0, 2), np.int32)

@@ -39,7 +39,7 @@ from serve.reader import Reader, as_example
 from serve.session import Session
 
 Ask = tuple[str, str] | Packed
-WARM = (1, 2, 4, 8, 16, CLIENTS)  # clients of the closed loops before: batches of every size are prepared once
+WARM = (1, 2, 4, 8, 16, CLIENTS)  # clients of the closed loops before; what sizes need, the batcher has prepared
 HOPELESS = 1.5  # percent of all that will have been sent late: the p99 is missed, whatever comes
 BETTER = 1.02  # times the best rate so far: what a kind of batch must bear to be looked at
 

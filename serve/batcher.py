@@ -32,6 +32,7 @@ from serve.lane import Hooks, Lane
 from serve.packed import Packed, check
 from serve.queue import Heap
 from serve.request import BatchReport, DeadlinePassed, Draining, QueueFull, Request, Served, Timing, finished
+from serve.warming import WARM_S, every_size
 
 __all__ = ["BatchReport", "Batcher", "DeadlinePassed", "Draining", "QueueFull", "Served", "Timing"]
 AGEING_S = 0.25  # a request of one priority goes before those of the next that came up to so much earlier
@@ -53,6 +54,7 @@ class Batcher:
             queue_limit_tokens: of all requests not yet answered; beyond it `submit` raises QueueFull.
             tokenisers: threads that cut text into tokens and choose spans.
             alike: on a padded engine, windows of like length go together.
+        On TensorRT every size of batch is prepared first, for some seconds (`serve/warming.py`).
         Raises: UserError where a number is out of its range.
         """
         for name, value, least in (
@@ -63,6 +65,7 @@ class Batcher:
                 raise UsageError(f"{name} is {value}; needed is a number from {least} on")
         self.reader, self._limit = reader, queue_limit_tokens
         self.budget = budgets.chosen(reader.session, token_budget)
+        reader.session.warm(every_size(reader.manifest, self.budget.tokens), WARM_S)
         most = reader.manifest.profile.batch.most
         self._lock = threading.Lock()
         self._work, self._clock, self._idle = (threading.Condition(self._lock) for _ in range(3))

@@ -6,9 +6,10 @@ A padded batch of 5 x 70 is computed as 8 x 96, whose last three rows are masked
 """
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from serve.packed import ROWS, Packed
 
 ALIGN = 64  # words: TensorRT wants addresses in multiples of 256 bytes
 LENGTH_STEP = 32
+SHORTEST = 16  # tokens: sequences that are shorter on average than this are not prepared for
 # (up to so many tokens, in steps of): at most an eighth is computed in vain from 512 tokens on
 TOKEN_STEPS = ((512, 64), (2048, 128), (8192, 256), (1 << 24, 512))
 
@@ -90,6 +92,24 @@ class Buckets:
             return [(rows, length) for rows in self._counts for length in self._lengths]
         fewest = [(tokens, -(-tokens // self._longest)) for tokens in self._tokens]
         return [(tokens, count) for tokens, count in fewest if count <= self._counts[-1]]
+
+    def likely(self, most_tokens: int) -> Iterator[tuple[int, int]]:
+        """(tokens, sequences) of a batch for every bucket that one of up to so many tokens, padding included, may need.
+
+        Packed: none whose sequences would be shorter than `SHORTEST` on average. From small to large.
+        """
+        if not self._tokens:
+            yield from ((rows * length, rows) for rows in self._counts for length in self._lengths
+                        if rows * length <= most_tokens)  # fmt: skip
+            return
+        for before, tokens in pairwise((0, *self._tokens)):
+            if before >= most_tokens:
+                return
+            for fewer, count in pairwise((0, *self._counts)):
+                sequences = min(count, tokens // SHORTEST)
+                whole = min(tokens, sequences * self._longest)
+                if sequences > fewer and whole > before:
+                    yield whole, sequences
 
     def largest(self) -> Bucket:
         if self._tokens:

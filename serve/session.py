@@ -118,8 +118,11 @@ class Session(ABC):
         ]
         return list(zip(*parts, strict=True))
 
-    def warm(self, batches: Iterable[Packed]) -> None:
-        """Have made what the first batches of these sizes would wait for; a device that makes nothing does nothing."""
+    def warm(self, batches: Iterable[Packed], limit_s: float = float("inf")) -> None:
+        """Have made what the first batches of these sizes would wait for; a device that makes nothing does nothing.
+
+        limit_s: after which no further size is begun, which `notes` tells.
+        """
         return None
 
     @abstractmethod

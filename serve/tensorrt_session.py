@@ -33,9 +33,9 @@ WARM = 2  # runs before those that a profile counts
 SCRATCH = 256 << 20  # bytes that a profile sets over and over to keep the GPU busy while the host prepares a run
 FILL_RATE = 8e12  # bytes a second that no GPU of today sets
 MOST_FILLS = 600  # the first run waits for more than launches
-# Each takes some 100 kB to a few MB of the GPU; beyond it the one unused for longest goes. SQuAD's windows in batches
-# of up to 64 make 77 shapes, and each slot has graphs of its own.
-MOST_GRAPHS = 256
+# Each takes some 100 kB to a few MB of the GPU; beyond it the one unused for longest goes. Windows of 16 to 384 tokens
+# in batches of up to 32 make some 150 shapes, and each slot has graphs of its own.
+MOST_GRAPHS = 512
 
 
 class _Slot:
@@ -147,12 +147,20 @@ class TensorrtSession(Session):
             self._plan.execute(stream)
             cuda.finish(stream)
 
-    def warm(self, batches: Iterable[Packed]) -> None:
-        """See `Session`: each bucket runs plainly, then a graph is captured in either slot."""
-        sizes = {self._buckets.of(batch).key: batch for batch in batches}
-        for batch in sizes.values():
+    def warm(self, batches: Iterable[Packed], limit_s: float = float("inf")) -> None:
+        """See `Session`: each bucket runs plainly, then a graph is captured in either slot; no more than are kept."""
+        begin, done = time.monotonic(), set[tuple[int, int]]()
+        for batch in batches:
+            key = self._buckets.of(batch).key
+            if key in done or all((place, key) in self._graphs for place in range(SLOTS)):
+                continue
+            if (late := time.monotonic() - begin > limit_s) or len(done) >= max(self._most_graphs // SLOTS, 1):
+                why = f"{limit_s:g} s were over" if late else f"{self._most_graphs} graphs are kept at most"
+                self._notes.append(f"{len(done)} sizes were prepared, others not: {why}")
+                return
             for _ in range(SLOTS + 1):
                 self.run(batch)
+            done.add(key)
 
     def profile(self, batch: Packed, runs: int = 10) -> list[Row]:
         """How long each plugin takes for a batch, in plain runs without CUDA graphs. Nothing else may be under way."""

@@ -53,10 +53,12 @@ def test_offsets_slice_the_original_text_and_not_the_normalised_one(vocab: Path)
     assert "".join(slices(tokenizer, "cafe\u0301s")) == "cafes"  # the mark itself belongs to no token
 
 
+@pytest.mark.parametrize("little", [-1, 1 << 30], ids=["word by word", "at once"])
 @pytest.mark.parametrize(
     "settings", [{}, {"lowercase": False}, {"chinese": False}, {"lowercase": True, "strip_accents": False}]
 )
-def test_the_fast_path_gives_the_library_tokens_and_offsets(vocab: Path, settings, monkeypatch):
+def test_the_fast_path_gives_the_library_tokens_and_offsets(vocab: Path, settings, little, monkeypatch):
+    monkeypatch.setattr(tokenize, "LITTLE", little)
     monkeypatch.setattr(tokenize, "TEXTS_A_CHUNK", 5)  # so that words learnt in one chunk serve another
     tokenizer = Tokenizer(vocab, **settings)
     flat = tokenizer.encode_flat(AWKWARD)
@@ -66,7 +68,8 @@ def test_the_fast_path_gives_the_library_tokens_and_offsets(vocab: Path, setting
         assert flat.offsets[part].tolist() == [list(pair) for pair in plain.offsets], AWKWARD[i]
 
 
-def test_the_fast_path_agrees_on_random_unicode(vocab: Path):
+def test_the_fast_path_agrees_on_random_unicode(vocab: Path, monkeypatch):
+    monkeypatch.setattr(tokenize, "LITTLE", -1)
     random = np.random.default_rng(5)
     ranges = [
         (32, 127),
@@ -99,7 +102,9 @@ def test_the_fast_path_agrees_on_real_text_and_reports_progress(vocab: Path):
     assert flat.ids.tolist() == [i for encoding in tokenizer.encode_batch(texts) for i in encoding.ids]
 
 
-def test_no_texts_give_no_tokens(vocab: Path):
+@pytest.mark.parametrize("little", [-1, 1 << 30])
+def test_no_texts_give_no_tokens(vocab: Path, little, monkeypatch):
+    monkeypatch.setattr(tokenize, "LITTLE", little)
     flat = Tokenizer(vocab).encode_flat([])
     assert (len(flat.ids), flat.offsets.shape, flat.start.tolist()) == (0, (0, 2), [0])
 
