@@ -54,8 +54,7 @@ class Batcher:
             queue_limit_tokens: of all requests not yet answered; beyond it `submit` raises QueueFull.
             tokenisers: threads that cut text into tokens and choose spans.
             alike: on a padded engine, windows of like length go together.
-        On TensorRT every size of batch is prepared first, for some seconds (`serve/warming.py`).
-        Raises: UserError where a number is out of its range.
+        On TensorRT every size is prepared first, for seconds. Raises: UserError where a number is out of its range.
         """
         for name, value, least in (
             ("most_sequences", most_sequences or 1, 1), ("max_delay_ms", max_delay_ms, 0),
@@ -74,8 +73,7 @@ class Batcher:
         self._lane = Lane(reader, *sizes, max_delay_ms / 1000, alike, self._lock, hooks)
         self._texts: Heap[Request] = Heap(lambda request: request.over)
         self._deadlines: Heap[Request] = Heap(lambda request: request.over)
-        self._answers = deque[Request]()
-        self._live: set[Request] = set()
+        self._answers, self._live = deque[Request](), set[Request]()
         self._charged = self._tokenising = 0
         self._draining = self._closed = False
         self._counts: Counter[str] = Counter()
