@@ -51,7 +51,7 @@ def draw(rows: list[dict], path: Path) -> Path:
         axis.set_xlabel("sequences a second")
         axis.spines[["top", "right"]].set_visible(False)
     devices = sorted({row["device"] for row in rows})
-    figure.suptitle(", ".join(devices), fontsize=8, y=0.01, va="bottom")
+    figure.suptitle(f"Training on {', '.join(devices)}", fontsize=10)
     figure.tight_layout()
     figure.savefig(path)
     pyplot.close(figure)
