@@ -281,16 +281,13 @@ class Batcher:
                 packed = Packed.windows(features, np.arange(len(features)))
                 request.text_ms, request.tokenise_ms = begin - request.arrived, time.perf_counter() - begin
                 with self._lock:
-                    # Together with the push: else the launching thread finds company on its way, waits for it, and
-                    # has to be woken twice.
-                    self._tokenising, cutting = self._tokenising - 1, False
+                    self._tokenising, cutting = self._tokenising - 1, False  # else it is company that `go` waits for
                     if not request.over:
                         request.features, request.packed = features, packed
                         self._charged += packed.tokens - request.tokens  # what was guessed before
                         request.tokens = packed.tokens
-                        self._lane.push(request)
-                    else:
-                        self._lane.changed()
+                        self._lane.push(request, wake=False)
+                self._lane.go()
             except Exception as error:
                 self._settle(request, error=error)
             finally:

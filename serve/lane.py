@@ -2,8 +2,10 @@
 
     lane = Lane(reader, budget, most_sequences, delay_s, alike, lock, hooks)
     lane.push(request)          # its windows wait; hooks.whole(request) once all logits are there
+    lane.go()                   # without the lock: what is due is cut and submitted in this very thread
 
-Two threads: one cuts batches and gives them to `Session.submit`, one takes logits out with `Session.result`.
+Two threads: one cuts batches and gives them to `Session.submit`, one takes logits out with `Session.result`. To wake
+the first takes longer than its work, so a thread that has pushed a request and may be kept that long does it itself.
 """
 
 import threading
@@ -48,11 +50,12 @@ class Lane:
         self._delay, self._lock, self._hooks = delay_s, lock, hooks
         self._cut, self._fetch = threading.Condition(lock), threading.Condition(lock)
         self._launched: deque = deque()
+        self._sending = 0  # threads that have cut a batch and not yet submitted it
         self._closed = False
         self.loops = (("launch", self._launch), ("fetch", self._fetch_all))
 
-    def push(self, request: Request) -> None:
-        """Let all windows of a request wait, the later ones as if they had come later."""
+    def push(self, request: Request, wake: bool = True) -> None:
+        """Let all windows of a request wait, the later ones as if they had come later. wake False: `go` follows."""
         assert request.packed is not None
         request.ready, turn = time.perf_counter(), request.turn
         lengths = request.packed.lengths.tolist()
@@ -62,7 +65,17 @@ class Lane:
             request.windows.append(window)
             self.windows.push(window)
             turn += length * self.seconds_a_token / SHARE
-        self._cut.notify()
+        if wake:
+            self._cut.notify()
+
+    def go(self) -> None:
+        """Cut a batch and submit it, if one is due and the session computes it elsewhere. Without the lock."""
+        with self._lock:
+            if self._closed or not self.session.at_once or self._due(now := time.perf_counter()) > now:
+                self._cut.notify()
+                return
+            taken = self._taken()
+        self._send(*taken)
 
     def changed(self) -> None:
         """The answer of `hooks.company` may be another one now."""
@@ -83,26 +96,36 @@ class Lane:
         return now if full or not company else queue.oldest() + self._delay
 
     def _launch(self) -> None:
-        """Thread: cuts batches and gives them to the session."""
+        """Thread: cuts batches and gives them to the session, when they are due."""
         while True:
             with self._lock:
                 while (due := self._due(now := time.perf_counter())) > now:
-                    if self._closed:
+                    if self._closed and not self._sending:
                         self._launched.append(None)
                         self._fetch.notify()
                         return
                     self._cut.wait(min(due - now, 60) if due < float("inf") else None)
-                windows = self.windows.cut(
-                    self.budget.tokens, self.most_sequences, padded=self._padded, alike=self._alike
-                )
-                # a request that is over has left the queue, so all of these have their sequences
-                parts = [w.owner.packed.take(w.index, w.index + 1) for w in windows]
-                self.under_way += 1
-            launched = time.perf_counter()  # what comes before is the queue's time, what follows the device's
-            outcome = self._submitted(parts)
-            with self._lock:
-                self._launched.append((windows, parts, outcome, launched))
-                self._fetch.notify()
+                taken = self._taken()
+            self._send(*taken)
+
+    def _taken(self) -> tuple[list[Window], list[Packed]]:
+        """A batch out of the queue; with the lock."""
+        windows = self.windows.cut(self.budget.tokens, self.most_sequences, padded=self._padded, alike=self._alike)
+        # a request that is over has left the queue, so all of these have their sequences
+        parts = [w.owner.packed.take(w.index, w.index + 1) for w in windows]
+        self.under_way += 1
+        self._sending += 1
+        return windows, parts
+
+    def _send(self, windows: list[Window], parts: list[Packed]) -> None:
+        launched = time.perf_counter()  # what comes before is the queue's time, what follows the device's
+        outcome = self._submitted(parts)
+        with self._lock:
+            self._sending -= 1
+            self._launched.append((windows, parts, outcome, launched))
+            self._fetch.notify()
+            if self._closed:
+                self._cut.notify()
 
     def _submitted(self, parts: list[Packed]) -> Ticket | Exception:
         """A ticket, or the exception."""

@@ -72,7 +72,7 @@ class OnnxSession(Session):
         self.device = gpu.cpu_name() if used == PROVIDERS[1] else _gpu_name()
         calls = calls if used == PROVIDERS[1] else 1
         self._pool = ThreadPoolExecutor(calls, "onnx-call") if calls > 1 else None
-        self.slots = calls + 1
+        self.slots, self.at_once = calls + 1, calls > 1
         at_once = f"{calls} calls of {options.intra_op_num_threads}" if calls > 1 else options.intra_op_num_threads
         place = f"{NAMES.get(used, used)}, {at_once} threads"
         reasons = "; ".join(word for word in (reason, noted) if word)

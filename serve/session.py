@@ -41,6 +41,7 @@ class Session(ABC):
     """An open engine. `runtime`, `device` and `why` say what runs it where, and how that was chosen."""
 
     runtime: ClassVar[str]
+    at_once: bool = False  # `submit` returns before the batch is computed
     slots: int = 2  # batches under way that keep the device busy: one is computed, the next one there already
     device: str
     why: str

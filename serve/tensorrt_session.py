@@ -56,6 +56,7 @@ class TensorrtSession(Session):
     """See `Session`. `submit` and `result` may be called from different threads."""
 
     runtime = "tensorrt"
+    at_once = True
     memory = 2  # where the plan reads and writes, in DLPack's numbers: CUDA
 
     @classmethod

@@ -1,11 +1,18 @@
-"""The batcher's parts: the order of its queue, and the size of batch that it finds for a device."""
+"""The batcher's parts: the order of its queue, the size of batch that it finds for a device, who submits a batch."""
+
+import threading
+import time
 
 import pytest
 import serve_kit
+from fake_cuda import FakeCuda, FakePlan
 
 from serve import budget
+from serve.batcher import Batcher
+from serve.manifest import read
 from serve.queue import Heap, Window, WindowQueue
 from serve.reader import Reader
+from serve.tensorrt_session import TensorrtSession
 
 
 def turns(queue: WindowQueue, *tokens: int, padded: bool = False, alike: bool = True, most: int = 9, budget: int = 20):
@@ -76,3 +83,24 @@ def test_what_tensorrt_compiles_for_a_shape_says_nothing_of_its_speed(monkeypatc
         monkeypatch.setattr(reader.session, "result", lambda ticket: None)
         assert budget.measure(reader.session, clock=lambda: now[0]).tokens == 4096
         assert 6 * 0.7 < now[0] < 7
+
+
+@pytest.mark.parametrize(("at_once", "by"), [(True, "batcher-tokens"), (False, "batcher-launch")])
+def test_a_text_alone_is_submitted_by_the_thread_that_cut_it_where_that_is_soon_done(tmp_path, at_once, by):
+    cuda = FakeCuda(0)
+    session = TensorrtSession(read(serve_kit.write(tmp_path / "e", "packed")), FakePlan(cuda), cuda)
+    session.at_once, threads, submit = at_once, list[str](), session.submit
+
+    def submitted(batch):
+        threads.append(threading.current_thread().name)
+        time.sleep(0.001)
+        return submit(batch)
+
+    with Batcher(Reader(tmp_path / "e", session=session), token_budget=160) as batcher:
+        session.submit = submitted
+        for _ in range(5):
+            batcher.submit({"question": "who", "context": "it was ada"}).result(10)
+        futures = [batcher.submit({"question": "who", "context": "it was ada"}) for _ in range(40)]
+    assert [future.result(0).response["windows"] for future in futures] == [1] * 40  # none is lost at the end
+    assert all(name.startswith(by) for name in threads[:5]), threads
+    session.close()
