@@ -221,6 +221,28 @@ def test_seeds_differ_between_steps_and_repeat_for_one():
     assert len({values[0] for values in seen.values()}) == 3
 
 
+def test_the_device_counts_steps_in_a_row_by_itself_and_the_host_sets_it_where_it_must(monkeypatch):
+    step, told = make(), []
+    clock = step._clock
+    monkeypatch.setattr(step, "_clock", lambda number: told.append(number) or clock(number))
+    for number in (0, 1, 2, 2, 3, 7, 8):
+        step(batch(), number)
+    assert told == [2, 7]  # 0 is where it starts
+    assert step._ticks.numpy().tolist() == [0, 9]
+    step.restart(seed=5)
+    step(batch(), 0)
+    assert (told, step._ticks.numpy().tolist()) == ([2, 7, 0], [5, 1])
+
+
+def test_a_step_that_failed_leaves_no_doubt_about_the_clock():
+    step = make()
+    step(batch(), 0)
+    with pytest.raises(Exception, match="x"):
+        step({name: value for name, value in batch().items() if name != "x"}, 1)
+    step(batch(), 1)
+    assert step._ticks.numpy().tolist() == [0, 2]
+
+
 @pytest.mark.parametrize("jit", [False, True])
 def test_vectors_of_one_length_are_stacked_and_come_back_as_they_were(jit):
     random = np.random.default_rng(0)

@@ -57,6 +57,8 @@ class Step:
         self.parts, self.batch_size, self.clip_norm = tuple(parts), float(batch_size), float(clip_norm)
         self.accumulate, self.strategy, self.seed = accumulate, strategy, seed
         self.shapes: set[tuple[int, ...]] = set()  # batch shapes seen: each is traced, and under XLA compiled, once
+        self._ticks = tf.Variable([0, 0], trainable=False, dtype=tf.int64, name="clock")  # (seed, step) on the device
+        self._ticked: tuple[int, int] | None = (0, 0)  # what it holds, as far as the host knows
         self.pending = tf.Variable(0, trainable=False, dtype=tf.int64, name="pending")  # batches in the sums below
         self.sums = {}
         if accumulate > 1:
@@ -111,7 +113,14 @@ class Step:
         ids = batch["token_ids"]
         ids = self.strategy.experimental_local_results(ids)[0] if self.strategy else ids
         self.shapes.add(tuple(ids.shape))
-        return self._run(batch, self._clock(step))
+        if self.strategy is not None:
+            return self._run(batch, self._clock(step))
+        if self._ticked != (self.seed, step):
+            self._ticks.assign(self._clock(step))
+        self._ticked = None  # whatever happens in the step
+        report = self._run(batch)
+        self._ticked = (self.seed, step + 1)
+        return report
 
     def first_not_finite(self, batch: dict, step: int) -> str:
         """Name of the first variable whose gradient is not finite for this batch, for the message before an abort."""
@@ -124,12 +133,17 @@ class Step:
         return "none; only their norm overflows"
 
     def _clock(self, step: int) -> tf.Tensor:
-        """(seed, step): an argument, not a constant, so that runs that differ in the seed alone share compiled code."""
+        """(seed, step): not constants of the function, so that runs that differ in the seed alone share compiled code."""
         return tf.constant([self.seed, step], tf.int64)
 
-    def _one_device(self, batch, clock):
+    def _one_device(self, batch):
+        """The clock is read and moved on by the device: a number from the host is copied only after all that the
+        device has been given is done, so it would wait for the host after every step."""
+        clock = tf.identity(self._ticks)
         gradients, report = self._backward(batch, clock, 0)
-        return self._finish(gradients, report, 0)
+        report = self._finish(gradients, report, 0)
+        self._ticks.assign_add(tf.constant([0, 1], tf.int64))
+        return report
 
     def _many_devices(self, batch, clock):
         strategy = self.strategy
