@@ -139,6 +139,32 @@ def test_prefetched_batches_are_the_numpy_batches_in_order(features):
         assert all(np.array_equal(a[key], b[key]) and a[key].dtype.as_numpy_dtype == b[key].dtype for key in b)
 
 
+def test_what_is_uploaded_together_is_the_same_bits_of_the_same_types():
+    pytest.importorskip("tensorflow")
+    random = np.random.default_rng(0)
+    awkward = np.array([0x7FA00000, 0xFFC00001, 0x80000000, 0x7F800000, 1], np.uint32)  # as floats: NaNs, -0, inf
+    given = [
+        {"ids": awkward.view(np.int32), "empty": np.zeros((0, 3), np.int32), "x": awkward.view(np.float32)},
+        {"ids": random.integers(-(2**31), 2**31 - 1, (4, 7), dtype=np.int32).T, "half": np.ones((3, 5), np.float16)},
+        {"one": np.array(3, np.int32), "many": np.arange(3, dtype=np.int64)},
+    ]
+    for tensors, arrays in zip(batches.uploaded(given), given, strict=True):
+        assert set(tensors) == set(arrays)
+        for name, array in arrays.items():
+            got = tensors[name].numpy()
+            assert (got.dtype, got.shape, got.tobytes()) == (array.dtype, array.shape, array.tobytes()), name
+
+
+def test_a_parcel_is_half_of_what_is_made_ahead_and_heavy_batches_go_alone():
+    def some(numbers, count):
+        return iter([{"x": np.zeros(numbers, np.float32)}] * count)
+
+    assert [len(parcel) for parcel in batches.parcels(some(1, 19), 16)] == [8, 8, 3]
+    assert [len(parcel) for parcel in batches.parcels(some(1, 3), 1)] == [1, 1, 1]
+    assert [len(parcel) for parcel in batches.parcels(some(batches.PARCEL_BYTES // 4, 2), 16)] == [1, 1]
+    assert [len(parcel) for parcel in batches.parcels(some(batches.PARCEL_BYTES // 12, 4), 16)] == [4]
+
+
 def test_an_error_in_the_making_of_a_batch_is_raised_where_the_batch_is_wanted():
     pytest.importorskip("tensorflow")
 

@@ -133,7 +133,7 @@ class Step:
         return "none; only their norm overflows"
 
     def _clock(self, step: int) -> tf.Tensor:
-        """(seed, step): not constants of the function, so that runs that differ in the seed alone share compiled code."""
+        """(seed, step): not constants of the function, so that runs that differ in the seed share compiled code."""
         return tf.constant([self.seed, step], tf.int64)
 
     def _one_device(self, batch):
