@@ -8,7 +8,6 @@ bit. So the plan is run here once for every size class of its products; what was
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
 from configs.errors import UserError
@@ -19,6 +18,7 @@ from serve.buckets import Buckets
 from serve.manifest import Manifest
 from serve.packed import Packed
 from serve.session import Session
+from serve.warming import filled
 
 # Plugins that may call cuBLASLt.
 CALLERS = {"linear", "linear_skip_layer_norm", "linear8"}
@@ -59,9 +59,6 @@ def representatives(keys: Iterable[tuple[int, int]], layout: str) -> list[tuple[
 
 
 def batch(key: tuple[int, int], manifest: Manifest) -> Packed:
-    """Random ids that fill a bucket: packed (tokens, sequences of about one length), padded (rows, length)."""
+    """What fills a bucket: packed (tokens, sequences), padded (rows, length)."""
     first, second = key
-    packed = manifest.layout == "packed"
-    lengths = [first // second + (place < first % second) for place in range(second)] if packed else [second] * first
-    random = np.random.default_rng(0)
-    return Packed.of([random.integers(0, manifest.sizes["vocabulary"], n) for n in lengths], [[0] * n for n in lengths])
+    return filled(manifest, first, second) if manifest.layout == "packed" else filled(manifest, first * second, first)

@@ -8,11 +8,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-
 from configs.errors import UserError
 from serve.packed import Packed
 from serve.session import Session
+from serve.warming import filled
 
 LENGTH = 128  # tokens of the sequences it is measured with: about what a question with its paragraph has
 SMALLEST = 128
@@ -82,14 +81,11 @@ def chosen(session: Session, budget: int | str) -> Budget:
 
 
 def _batches(session: Session, tokens: int, many: int) -> list[Packed]:
-    """Batches of about so many tokens in sequences of like length, of ids that the model knows."""
-    manifest, ids = session.manifest, np.random.default_rng(0)
+    """Batches of about so many tokens in sequences of like length."""
+    manifest = session.manifest
     length = min(LENGTH, manifest.longest, tokens)
     count = min(max(tokens // length, 1), manifest.profile.batch.most)
     length = min(max(tokens // count, 1), manifest.longest)  # few sequences allowed: longer ones
     if manifest.profile.length:
         length = max(length, manifest.profile.length.least)
-    return [
-        Packed.of(list(ids.integers(0, manifest.sizes["vocabulary"], (count, length))), [[0] * length] * count)
-        for _ in range(many)
-    ]
+    return [filled(manifest, count * length, count)] * many
