@@ -1,4 +1,4 @@
-"""What all tests, in tests/ and plugins/, share: quiet TensorFlow, and a GPU that is there when a test asks for one."""
+"""What all tests, in tests/ and plugins/, share: quiet TensorFlow, a GPU where one is asked for, published weights."""
 
 import functools
 import os
@@ -26,3 +26,21 @@ def _gpu_or_error(request):
     """A GPU test without a GPU errs: a run that was meant for one must not look green without it."""
     if request.node.get_closest_marker("gpu") and not visible_gpus():
         pytest.fail("this test needs an NVIDIA GPU and nvidia-smi shows none; leave `-m gpu` out to run the rest")
+
+
+@pytest.fixture
+def minilm(monkeypatch):
+    """The folder of the published weights, if they are in the cache; pip is cut off, so that nothing is fetched.
+
+    Else the test is skipped: `make test` needs no more than the lock file. In CI the quickstart has fetched them, and
+    `.ci/run` runs these tests after it.
+    """
+    from configs.errors import UserError
+    from scripts.fetch_weights import minilm_folder
+
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", "")
+    try:
+        return minilm_folder()
+    except UserError:
+        pytest.skip("all-MiniLM-L6-v2 is not in the cache; python -m scripts.fetch_weights brings it")

@@ -1,10 +1,22 @@
-"""What the cases of operators that end in a layer norm have in common, some with a second output of 8 bits."""
+"""What the cases of several operators have in common: of products, and of those that end in a layer norm."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
+class ProductCase:
+    """x rows + [inputs] times a weight, whose other axis the operator names."""
+
+    name: str
+    note: str
+    rows: tuple[int, ...]  # the axes before K: [T] packed, [B, S] padded
+    inputs: int  # K
+
+
+@dataclass(frozen=True)
 class NormCase:
+    """s leading + [width], some with a second output of 8 bits."""
+
     name: str
     note: str
     leading: tuple[int, ...]  # the axes before H: [T] packed, [B, S] padded

@@ -16,6 +16,7 @@ import contextlib
 import functools
 import logging
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -29,7 +30,7 @@ REMEMBERED = 64  # shapes whose launches stay packed, per instance
 ACTIVATIONS = ("float16", "bfloat16")  # what "A" may be
 
 
-class Plugin:
+class Plugin(ABC):
     """What an operator is. Subclasses set the four class attributes and write `output_shape` and `launches`.
 
     op          the operator's name; its folder's, except for a folder's second operator
@@ -57,13 +58,13 @@ class Plugin:
         kinds = {**self.inputs, **self.outputs}
         return {name: self.values["format"] if kind == "Q" else kind for name, kind in kinds.items()}
 
+    @abstractmethod
     def output_shape(self, shapes: Mapping[str, Sequence[Any]]) -> Sequence[Any]:
         """Shape of the outputs from the inputs' shapes; unknown axes add, multiply and floor-divide."""
-        raise NotImplementedError
 
+    @abstractmethod
     def launches(self, shapes: Mapping[str, tuple[int, ...]], dtype: str, kernels: Mapping[str, Any]) -> list[Launch]:
         """What to launch for known shapes of inputs and outputs. kernels[name].constants are those compiled in."""
-        raise NotImplementedError
 
     def workspace(self, shapes: Mapping[str, tuple[int, ...]], dtype: str) -> int:
         """Bytes of scratch memory that a run with shapes up to these needs; `launches` may name it "workspace"."""

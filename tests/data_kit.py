@@ -42,6 +42,7 @@ def dataset(*examples: Example, version: str = "1.1") -> Dataset:
 
 
 def shared(name: str) -> Path:
+    """A file of real SQuAD, or the test is skipped: a user has none. The project's own data covers the same code."""
     path = SHARED / name
     if not path.is_file():
         pytest.skip(f"{path} is not there: the real SQuAD files are not part of the project")

@@ -17,7 +17,6 @@ from model.bert import LayerNorm
 from model.config import BertConfig
 from model.heads import HeadModel
 from scripts import make_golden
-from scripts.fetch_weights import minilm_folder
 
 SPAN = default()
 
@@ -97,17 +96,6 @@ def test_a_drawn_encoder_equals_transformers(case, spelling, tmp_path):
     start, end = model(*arrays)  # nobody asks for scores: attention takes its other way
     logits = {"start_logits": start, "end_logits": end}
     assert not too_large(logits, {name: wanted[name] for name in logits}, arrays[2])
-
-
-@pytest.fixture
-def minilm(monkeypatch):
-    """The published weights if they are in the cache; pip is cut off, so that nothing is fetched."""
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", "")
-    try:
-        return minilm_folder()
-    except UserError:
-        pytest.skip("all-MiniLM-L6-v2 is not in the cache; python -m scripts.fetch_weights brings it")
 
 
 def test_published_weights_equal_transformers_on_real_text(minilm):

@@ -143,7 +143,9 @@ def test_an_error_that_is_no_full_disk_is_not_called_one(tmp_path, monkeypatch):
 
 
 def test_a_disk_that_is_really_full_is_reported_as_such(tmp_path):
-    """On a disk of 256 KiB: the first checkpoint fits, a second one beside it does not."""
+    """On a disk of 256 KiB: the first checkpoint fits, a second one beside it does not.
+
+    Whoever is not root has the tests above, where the system's error is made up; in CI it is run by root."""
     mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(tmp_path)]
     if not shutil.which("mount") or subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("a small disk can only be mounted by root")

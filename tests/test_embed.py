@@ -13,23 +13,16 @@ from export import graph
 from export.runners import inputs_of
 from heads import find
 from model.config import BertConfig
-from scripts.fetch_weights import minilm_folder
 from scripts.make_golden_tasks import SENTENCES
 from serve.embedder import Embedder
 
 GOLDEN = Path(__file__).parent / "golden" / "embed_minilm.json"
 
 
-def test_minilm_gives_the_reference_sentence_embeddings(tmp_path, monkeypatch):
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", "")
-    try:
-        weights = minilm_folder()
-    except UserError:
-        pytest.skip("all-MiniLM-L6-v2 is not in the cache; python -m scripts.fetch_weights brings it")
+def test_minilm_gives_the_reference_sentence_embeddings(tmp_path, minilm):
     out = tmp_path / "engine"
     kit.export(
-        "--run", weights, "--task", "embed", "--out", out, "--target", "none", "--precision", "float32", "--no-verify"
+        "--run", minilm, "--task", "embed", "--out", out, "--target", "none", "--precision", "float32", "--no-verify"
     )
     with Embedder(out, runtime="onnxruntime") as embedder:
         vectors = embedder.embed(SENTENCES)

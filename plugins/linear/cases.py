@@ -4,15 +4,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from plugins.cases import ProductCase
+
 
 @dataclass(frozen=True)
-class Case:
+class Case(ProductCase):
     """x rows + [inputs] times weight [inputs, outputs]."""
 
-    name: str
-    note: str
-    rows: tuple[int, ...]
-    inputs: int  # K
     outputs: int  # M
     attributes: dict = field(default_factory=dict)  # the node has none
 

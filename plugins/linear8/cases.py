@@ -6,16 +6,13 @@ from typing import Any
 import numpy as np
 
 from plugins import formats
+from plugins.cases import ProductCase
 
 
 @dataclass(frozen=True)
-class Case:
+class Case(ProductCase):
     """x rows + [inputs] times the transpose of weight [outputs, inputs]."""
 
-    name: str
-    note: str
-    rows: tuple[int, ...]
-    inputs: int  # K
     outputs: int  # M
     format: str = "float8"
     channels: bool = False  # a scale for each output; cuBLASLt has that for 9.0 alone

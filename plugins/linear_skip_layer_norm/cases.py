@@ -6,16 +6,13 @@ from typing import Any
 import numpy as np
 
 from plugins import formats
+from plugins.cases import ProductCase
 
 
 @dataclass(frozen=True)
-class Case:
+class Case(ProductCase):
     """x rows + [inputs] times weight [inputs, width], or of 8 bits times the transpose of weight [width, inputs]."""
 
-    name: str
-    note: str
-    rows: tuple[int, ...]
-    inputs: int  # K
     width: int  # H
     epsilon: float = 1e-12
     eight: bool = False  # the product is float8
