@@ -28,9 +28,10 @@ def compiled_code(cache: Path = CACHE) -> Path:
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's greetings hide what matters
 with contextlib.suppress(OSError):  # XLA writes there only if the folder exists; without one nothing is kept
     compiled_code().mkdir(parents=True, exist_ok=True)
-# XLA compiles a step for tens of seconds a shape; on a GPU the result is kept for the next run of the same sizes.
+# XLA compiles a step for tens of seconds a shape; on a GPU the result is kept for the next run of the same sizes. Of
+# TensorFlow's two ways to XLA one asks for the device's type here and one for that of its compiler.
 os.environ.setdefault(
     "TF_XLA_FLAGS",
-    f"--tf_xla_persistent_cache_directory={compiled_code()} --tf_xla_persistent_cache_device_types=XLA_GPU_JIT",
+    f"--tf_xla_persistent_cache_directory={compiled_code()} --tf_xla_persistent_cache_device_types=GPU,XLA_GPU_JIT",
 )
 logging.getLogger("tensorflow").setLevel(logging.ERROR)  # its warning of retracing: a shape a bucket is meant to be
