@@ -5,9 +5,11 @@ tf.data state.
 """
 
 import contextlib
+import math
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -126,8 +128,17 @@ def windows_of(rows: np.ndarray, together: int) -> np.ndarray:
     return np.concatenate([np.where(rows < 0, -1, rows * together + place) for place in range(together)])
 
 
-def uploaded(parcel: list[dict[str, np.ndarray]]) -> "list[dict[str, tf.Tensor]]":
-    """Batches to the device in one copy; there they are taken apart.
+@dataclass(frozen=True)
+class Parcel:
+    """Batches on the device in one tensor, and where each of their arrays lies in it."""
+
+    flat: "tf.Tensor"  # float32 [all numbers]
+    arrays: list[tuple[int, str, tuple[int, ...], bool]]  # batch, name, shape, whether int32; in flat's order
+    others: list[dict[str, "tf.Tensor"]]  # what travelled by itself, a dict a batch
+
+
+def uploaded(batches: list[dict[str, np.ndarray]]) -> Parcel:
+    """Batches to the device in one copy.
 
     Every copy from the host waits until the GPU has done all that it was given before, and the host with it; and int32
     tensors, if copied by themselves, go when a step asks for them. So what has four bytes a number, which is all of a
@@ -135,17 +146,34 @@ def uploaded(parcel: list[dict[str, np.ndarray]]) -> "list[dict[str, tf.Tensor]]
     """
     import tensorflow as tf
 
-    places = [(place, name) for place, batch in enumerate(parcel)
+    places = [(place, name, np.asarray(value, order="C")) for place, batch in enumerate(batches)
               for name, value in batch.items() if value.dtype in (np.int32, np.float32)]  # fmt: skip
-    arrays = [np.asarray(parcel[place][name], order="C") for place, name in places]
-    flat = tf.constant(np.concatenate([array.reshape(-1).view(np.float32) for array in arrays] or [[]]), tf.float32)
-    pieces = tf.split(flat, [array.size for array in arrays]) if arrays else []
-    found: list[dict[str, tf.Tensor]] = [{} for _ in parcel]
-    for (place, name), array, piece in zip(places, arrays, pieces, strict=True):
-        tensor = tf.reshape(piece, array.shape)
-        found[place][name] = tensor if array.dtype == np.float32 else tf.bitcast(tensor, tf.int32)
-    for tensors, batch in zip(found, parcel, strict=True):
-        tensors.update({name: tf.constant(value) for name, value in batch.items() if name not in tensors})
+    numbers = [array.reshape(-1).view(np.float32) for _, _, array in places]
+    together = {(place, name) for place, name, _ in places}
+    return Parcel(
+        tf.constant(np.concatenate(numbers or [[]]), tf.float32),
+        [(place, name, array.shape, array.dtype == np.int32) for place, name, array in places],
+        [
+            {name: tf.constant(value) for name, value in batch.items() if (place, name) not in together}
+            for place, batch in enumerate(batches)
+        ],
+    )
+
+
+def unpacked(parcel: Parcel) -> "list[dict[str, tf.Tensor]]":
+    """The batches of a parcel, taken apart on the device, by the thread that uses them.
+
+    By that one and no other: once, on a GPU, `tf.reshape` in a thread beside it was handed a tensor of the other's for
+    its shape (TensorFlow 2.21). A thread beside may copy; it must not compute.
+    """
+    import tensorflow as tf
+
+    found = [dict(tensors) for tensors in parcel.others]
+    sizes = [math.prod(shape) for _, _, shape, _ in parcel.arrays]
+    pieces = tf.split(parcel.flat, sizes) if sizes else []
+    for (place, name, shape, whole), piece in zip(parcel.arrays, pieces, strict=True):
+        tensor = tf.reshape(piece, shape)
+        found[place][name] = tf.bitcast(tensor, tf.int32) if whole else tensor
     return found
 
 
@@ -166,13 +194,13 @@ def parcels(stream: Iterator[dict[str, np.ndarray]], ahead: int) -> Iterator[lis
 def prefetched(
     stream: Iterator[dict[str, np.ndarray]], ahead: int = 16
 ) -> "Generator[dict[str, tf.Tensor], None, None]":
-    """The same batches as tensors, `ahead` of them made by a thread while the device computes.
+    """The same batches as tensors, about `ahead` of them made and copied by a thread while the device computes.
 
     A thread and not tf.data, whose from_generator costs twice the Python a batch (1.4 ms against 0.7 on a busy CPU):
     the step of a small model takes little more.
     Raises: whatever making a batch raises, after the batches before it.
     """
-    made: queue.Queue = queue.Queue(ahead)
+    made: queue.Queue = queue.Queue(1)  # of parcels; another one is made meanwhile, and waits
     stop = threading.Event()
 
     def put(item) -> bool:
@@ -186,9 +214,8 @@ def prefetched(
     def work() -> None:
         try:
             for parcel in parcels(until_it_fails(), ahead):
-                for batch in uploaded(parcel):
-                    if not put(batch):
-                        return
+                if not put(uploaded(parcel)):
+                    return
             put(failed[0] if failed else None)
         except BaseException as error:
             put(error)
@@ -207,7 +234,7 @@ def prefetched(
         while (item := made.get()) is not None:
             if isinstance(item, BaseException):
                 raise item
-            yield item
+            yield from unpacked(item)
     finally:
         stop.set()
         thread.join()

@@ -185,7 +185,7 @@ def launched(device: Device, op: str, case: Any, given: Mapping[str, np.ndarray]
 
 def assert_case_right(
     op: str, case: Any, found: Result, given: Mapping[str, np.ndarray], dtype: str, what: str = "", *,
-    slack: float = 0.0, share: float = 0.02,
+    slack: float = 0.0, share: float = 0.02, near: float = 0.001,
 ) -> None:  # fmt: skip
     """`assert_right` for every output, and `assert_codes` for one of 8 bits. slack: a further allowance, times the
     largest result."""
@@ -195,14 +195,16 @@ def assert_case_right(
     for ours, meant, usual, (name, kind) in zip(results, exacts, plains, kinds.items(), strict=True):
         assert_right(ours, meant, usual, kind, f"{what} {name}".strip(), slack)
         if kind in formats.MOST:
-            assert_codes(ours, usual, kind, f"{what} {name}".strip(), share)
+            assert_codes(ours, usual, kind, f"{what} {name}".strip(), share, near)
 
 
-def assert_codes(ours: np.ndarray, usual: np.ndarray, format: str, what: str = "", share: float = 0.02) -> None:
-    """Numbers of an 8-bit format against the plain ones: none is more than a step or a thousandth of the range away,
-    and at most `share` of them (or 2) differ at all."""
+def assert_codes(
+    ours: np.ndarray, usual: np.ndarray, format: str, what: str = "", share: float = 0.02, near: float = 0.001
+) -> None:
+    """Numbers of an 8-bit format against the plain ones: none is more than a step and `near` of the range away, and at
+    most `share` of them (or 2) differ at all."""
     steps = np.abs(_place(ours, format) - _place(usual, format))
-    far = (steps > 1) & ~(np.abs(ours - usual) <= formats.MOST[format] / 1000)
+    far = (steps > 1) & ~(np.abs(ours - usual) <= near * formats.MOST[format])
     assert not far.any(), f"{what}: {steps[far].max()} steps of {format} apart"
     assert (steps > 0).sum() <= max(2, share * steps.size), f"{what}: {(steps > 0).mean():.1%} of the numbers differ"
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from configs import options
 from data import batches
@@ -134,7 +133,7 @@ def overheads(prepared: Prepared, settings: TrainConfig, machine: hardware.Hardw
     """Seconds an epoch takes with more and more of the loop around the step, the first epoch not counted."""
     job, step = prepared.job(settings), prepared.step
     feed = lambda epoch: epoch_batches(prepared.features, prepared.edges, settings, machine, epoch, 0)  # noqa: E731
-    kept = [({name: tf.identity(value) for name, value in batch.items()}, rows) for batch, rows in feed(0)]
+    kept = list(feed(0))
 
     def steps(batches) -> float:
         start = time.perf_counter()

@@ -148,11 +148,24 @@ def test_what_is_uploaded_together_is_the_same_bits_of_the_same_types():
         {"ids": random.integers(-(2**31), 2**31 - 1, (4, 7), dtype=np.int32).T, "half": np.ones((3, 5), np.float16)},
         {"one": np.array(3, np.int32), "many": np.arange(3, dtype=np.int64)},
     ]
-    for tensors, arrays in zip(batches.uploaded(given), given, strict=True):
+    for tensors, arrays in zip(batches.unpacked(batches.uploaded(given)), given, strict=True):
         assert set(tensors) == set(arrays)
         for name, array in arrays.items():
             got = tensors[name].numpy()
             assert (got.dtype, got.shape, got.tobytes()) == (array.dtype, array.shape, array.tobytes()), name
+
+
+def test_the_thread_beside_copies_and_never_computes(monkeypatch):
+    tf = pytest.importorskip("tensorflow")
+    threads = set()
+    for name in ("split", "reshape", "bitcast"):
+        usual = getattr(tf, name)
+        monkeypatch.setattr(
+            tf, name, lambda *given, usual=usual: (threads.add(threading.current_thread().name), usual(*given))[1]
+        )
+    stream = batches.prefetched(iter([{"x": np.ones((2, 3), np.int32)}] * 5), ahead=4)
+    assert [batch["x"].shape for batch in stream] == [(2, 3)] * 5
+    assert threads == {threading.current_thread().name}
 
 
 def test_a_parcel_is_half_of_what_is_made_ahead_and_heavy_batches_go_alone():
