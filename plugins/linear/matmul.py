@@ -20,7 +20,8 @@ from plugins.linear.product import Product
 WORKSPACE = 32 << 20  # bytes: what NVIDIA advises for 9.0 and later; shared by all layers of an engine
 ALIGNMENT = 16  # bytes: what the algorithms may rely on, and a call checks
 CANDIDATES = 16  # algorithms to time for a shape, the likeliest first; 1 takes cuBLASLt's own choice
-CALLS, REPLAYS = 10, 3  # calls in a timed graph, and times it is replayed; the fastest replay counts
+CALLS, REPLAYS = 10, 3  # calls in a timed graph, at most, and times it is replayed; the fastest replay counts
+ENOUGH = 1.5e11  # multiplications and additions in a timed graph, a quarter of a millisecond on an H200
 FINALISTS, FINAL_REPLAYS = 4, 20  # the best few are timed again: they often differ by less than three replays tell
 ADVICE = "widths that are multiples of 8 always have one"
 
@@ -156,7 +157,9 @@ class Matmul:
         self._chosen = True
 
     def _time(self, algorithm: np.ndarray, call: tuple[int, int, int, int, int], replays: int) -> float:
-        return milliseconds(self._cuda, lambda stream: self._multiply(algorithm, stream, *call), replays)
+        product = self.product
+        calls = math.ceil(ENOUGH / max(1, 2 * product.tokens * product.inputs * product.outputs))
+        return milliseconds(self._cuda, lambda stream: self._multiply(algorithm, stream, *call), replays, calls)
 
     def _fits(self, algorithm: np.ndarray) -> bool:
         """Whether an algorithm chosen for about as many tokens does for these."""
@@ -180,12 +183,13 @@ def winners() -> tuple[str, int, dict[tuple, np.ndarray]]:
     return _gpu_name(cuda), int(cublaslt().get_version()), found
 
 
-def milliseconds(cuda: Any, call: Callable[[int], None], replays: int) -> float:
+def milliseconds(cuda: Any, call: Callable[[int], None], replays: int, calls: int = CALLS) -> float:
     """Time of one call(stream) on the GPU, inf where it fails.
 
-    CALLS of them are replayed from a CUDA graph, so Python's own time does not count. They find their inputs in the L2
+    `calls` of them, at most CALLS, are replayed from a CUDA graph, so Python's own time does not count. They find their inputs in the L2
     cache, which flatters all candidates alike.
     """
+    calls = min(calls, CALLS)
     stream = check(cuda.cuStreamCreate(int(cuda.CUstream_flags.CU_STREAM_NON_BLOCKING)), "making a stream")
     events = [check(cuda.cuEventCreate(0), "making an event") for _ in range(2)]
     graph = run = None
@@ -194,7 +198,7 @@ def milliseconds(cuda: Any, call: Callable[[int], None], replays: int) -> float:
         mode = cuda.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         check(cuda.cuStreamBeginCapture(stream, mode), "capturing what is timed")
         try:
-            for _ in range(CALLS):
+            for _ in range(calls):
                 call(int(stream))
         finally:
             ended, graph = cuda.cuStreamEndCapture(stream)
@@ -207,7 +211,7 @@ def milliseconds(cuda: Any, call: Callable[[int], None], replays: int) -> float:
             check(cuda.cuEventRecord(events[1], stream), "timing")
             check(cuda.cuStreamSynchronize(stream), "timing")
             if replay:  # the first one warms up
-                best = min(best, check(cuda.cuEventElapsedTime(*events), "timing") / CALLS)
+                best = min(best, check(cuda.cuEventElapsedTime(*events), "timing") / calls)
         return best
     except MatmulError:
         return math.inf

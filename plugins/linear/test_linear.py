@@ -135,6 +135,15 @@ def test_the_fastest_algorithm_is_taken_and_other_layers_take_it_untimed(model):
     assert clock.live == 0
 
 
+def test_large_products_are_timed_in_fewer_calls(model, monkeypatch):
+    monkeypatch.setattr(matmul, "ENOUGH", 1)
+    library, _ = model
+    run("linear", legs.inputs("linear", CASES[0], "float16"), "float16")
+    candidates = len(library.calls) // 2  # each runs once before it is captured
+    assert candidates <= 3 + matmul.FINALISTS
+    assert library.calls[-1] == (2, STREAM)
+
+
 def test_nothing_is_timed_or_waited_for_while_the_stream_is_captured(model):
     library, clock = model
     clock.capturing = True
