@@ -186,8 +186,8 @@ def winners() -> tuple[str, int, dict[tuple, np.ndarray]]:
 def milliseconds(cuda: Any, call: Callable[[int], None], replays: int, calls: int = CALLS) -> float:
     """Time of one call(stream) on the GPU, inf where it fails.
 
-    `calls` of them, at most CALLS, are replayed from a CUDA graph, so Python's own time does not count. They find their inputs in the L2
-    cache, which flatters all candidates alike.
+    `calls` of them, at most CALLS, are replayed from a CUDA graph, so Python's own time does not count. They find their
+    inputs in the L2 cache, which flatters all candidates alike.
     """
     calls = min(calls, CALLS)
     stream = check(cuda.cuStreamCreate(int(cuda.CUstream_flags.CU_STREAM_NON_BLOCKING)), "making a stream")
