@@ -4,7 +4,6 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,20 +56,20 @@ def main(config: ExportConfig) -> dict:
 
 
 def export_engine(config: ExportConfig, checkpoint: Checkpoint, out: Path) -> dict[str, Any]:
-    """Write the engine folder `out`, with --precision auto in the first of its precisions that passes the gate.
+    """Write the engine folder `out`, by the first of the attempts that passes the gate.
 
     Raises: UserError; after a failed comparison the folder lies in `out`.failed.
     """
-    found = precision.candidates(config)
-    for place, (name, why) in enumerate(found):
-        if config.precision == "auto":
-            say(f"precision: {name} (--precision auto; {why})")
+    found = precision.attempts(config)
+    for place, (settings, why) in enumerate(found):
+        if len(found) > 1 or config.precision == "auto":
+            say(f"precision: {settings.precision} ({why})")
         try:
-            return export_in(replace(config, precision=name), checkpoint, out)
+            return export_in(settings, checkpoint, out)
         except GateError as error:
             if place + 1 == len(found):
                 raise
-            say(f"precision: not {name}: {error}")
+            say(f"precision: not {settings.precision} so: {error}")
     raise AssertionError("there is always a candidate")
 
 
@@ -201,6 +200,7 @@ def quantise(
     data, why = calibration.source(config.calibrate, checkpoint)
     say(f"calibration: {data} ({why})")
     questions = calibration.read(checkpoint, data, config.calibrate_limit)
+    assert config.quantisation_error is not None, "precision.attempts has chosen"
     return calibration.calibrate(
         model, checkpoint, questions, format=config.precision, layout=config.layout, gelu=gelu,
         channels=config.channels(plan.architectures if plan else ()),

@@ -63,12 +63,13 @@ class QuantisationConfig:
         "what the run was trained with, if it is to be had",
     )
     calibrate_limit: int = setting(128, least=16, most=1 << 16, help="how many of them, evenly spread; usual 64 to 512")
-    quantisation_error: float = setting(
-        0.025,
+    quantisation_error: float | None = setting(
+        None,
         above=0.0,
         most=1.0,
         help="root mean square error of the logits, as a share of how they vary; products that would make it larger "
-        "stay float16; usual 0.01 to 0.1; 1 is no limit, for measuring speed: no product is tried alone then",
+        "stay float16; usual 0.01 to 0.1; none: 0.025, and a half and a quarter of it where the comparison says no; "
+        "1 is no limit, for measuring speed: no product is tried alone then",
     )
     weight_scales: str = setting(
         "auto",

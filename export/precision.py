@@ -1,15 +1,31 @@
-"""What `--precision auto` tries, and whether 8-bit products are faster on the GPU that the engine is for."""
+"""What is tried until the gate is passed, and whether 8-bit products are faster on the GPU that the engine is for."""
 
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
 from configs.errors import UserError
 from export import engine
 from export.config import OPTIONAL, ExportConfig
-from export.quantisation import BASE
+from export.quantisation import BASE, FORMATS
 from model.config import BertConfig
 from plugins import PLUGINS, formats
 from serve import gpu
+
+# Of the logits, allowed to 8-bit products: how many answers that changes depends on how close a model's answers are.
+ERRORS = (0.025, 0.0125, 0.00625)
+
+
+def attempts(config: ExportConfig) -> list[tuple[ExportConfig, str]]:
+    """(settings with one precision and one error, why) in the order to try: the candidates, each 8-bit one with ever
+    smaller errors, so fewer 8-bit products, unless --quantisation-error says which."""
+    found = []
+    for name, why in candidates(config):
+        several = name in FORMATS and config.quantisation_error is None
+        for error in ERRORS if several else (config.quantisation_error or ERRORS[0],):
+            said = f"{why}, {100 * error:g} % of error allowed" if name in FORMATS else why
+            found.append((replace(config, precision=name, quantisation_error=error), said))
+    return found
 
 
 def candidates(config: ExportConfig) -> list[tuple[str, str]]:

@@ -11,12 +11,14 @@ import pytest
 import tiny
 
 from configs.errors import UsageError, UserError
+from export import __main__ as command
 from export import calibration, checkpoint, files, graph, precision, ranges, runners
 from export.comparison import Comparison, Figure, Tolerance
 from export.config import ExportConfig
 from export.quantisation import FORMATS, Quantisation, names, quantise_weight
 from export.ranges import METHODS, Range
 from export.simulation import Simulation
+from export.verify import GateError
 from model.config import BertConfig
 from plugins import PLUGINS, formats, legs, plugin
 from serve import gpu
@@ -214,6 +216,18 @@ def test_auto_guesses_no_gpu_and_needs_our_plugins(monkeypatch):
     assert precision.candidates(config(precision="int8")) == [("int8", "asked for")]
 
 
+def test_an_8_bit_precision_is_tried_with_ever_fewer_products_unless_the_error_was_said():
+    found = precision.attempts(config(precision="auto", arch="89"))
+    assert [(one.precision, one.quantisation_error) for one, _ in found] == [
+        ("float8", 0.025), ("float8", 0.0125), ("float8", 0.00625), ("float16", 0.025),
+    ]  # fmt: skip
+    assert found[1][1] == "sm_89 multiplies it at twice the rate of float16, 1.25 % of error allowed"
+    assert len(precision.attempts(config(precision="float8", arch="89"))) == 3
+    said = precision.attempts(config(precision="float8", arch="89", quantisation_error=0.1))
+    assert [one.quantisation_error for one, _ in said] == [0.1]
+    assert len(precision.attempts(config(precision="float16"))) == 1
+
+
 @pytest.mark.parametrize(("settings", "words"), [
     ({"precision": "float8", "arch": "86,90"}, "float8 is for GPUs from 89 on; --arch says 86"),
     ({"precision": "int8", "arch": "75"}, "int8 is for GPUs from 80 on; --arch says 75"),
@@ -230,6 +244,25 @@ def test_scales_for_each_output_of_float8_are_for_9_0_alone():
     with pytest.raises(UsageError, match=r"on 9\.0 alone; take --weight-scales tensor"):
         config(precision="float8", weight_scales="channel").channels((89, 90))
     assert [config(precision=name).channels((89,)) for name in FORMATS] == [False, True]
+
+
+def test_fewer_products_are_8_bits_wide_where_the_gate_says_no(monkeypatch, tmp_path):
+    unread: Any = None
+    tried = []
+
+    def export_in(settings, checkpoint, out):
+        tried.append(settings.quantisation_error)
+        if len(tried) < 3:
+            raise GateError("5 % of the answers change", {})
+        return {}
+
+    monkeypatch.setattr(command, "export_in", export_in)
+    command.export_engine(config(precision="float8", arch="89"), unread, tmp_path)
+    assert tried == [0.025, 0.0125, 0.00625]
+    tried.clear()
+    with pytest.raises(GateError, match="5 %"):
+        command.export_engine(config(precision="float8", arch="89", quantisation_error=0.02), unread, tmp_path)
+    assert tried == [0.02]
 
 
 def test_the_command_calibrates_gates_and_writes_the_decision(home, tmp_path, capsys):
@@ -260,5 +293,5 @@ def test_the_command_calibrates_gates_and_writes_the_decision(home, tmp_path, ca
     kit.export("--run", home / "run", "--out", tmp_path / "auto", "--precision", "auto", *more, *strict)
     assert manifests.read(tmp_path / "auto").precision == "float16"
     printed = capsys.readouterr().out
-    assert "precision: float8 (--precision auto; sm_89 multiplies it at twice the rate of float16)" in printed
-    assert "precision: not float8: float8 products do not answer what the checkpoint answers" in printed
+    assert "precision: float8 (sm_89 multiplies it at twice the rate of float16, 90 % of error allowed)" in printed
+    assert "precision: not float8 so: float8 products do not answer what the checkpoint answers" in printed
