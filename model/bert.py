@@ -123,7 +123,7 @@ class Layer(keras.layers.Layer):
         batch, length = _leading(x)
         x = tf.reshape(x, (-1, c.hidden))  # [B * S, H]: two axes leave XLA no choice of their order in memory
         qkv = tf.reshape(self.qkv(x), (batch, length, 3, c.heads, c.head_size))
-        query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]  # [B, S, N, D]
+        query, key, value = tf.unstack(qkv, axis=2)  # [B, S, N, D]; three slices' gradients would be padded and added
 
         scores = scaled_scores(query, key) if "scores" in want else None
         context = attend(
