@@ -21,7 +21,7 @@ from model.config import BertConfig
 from model.dropout import dropout
 from model.gelu import bias_gelu
 from model.layer_norm import layer_norm
-from model.recompute import recomputed
+from model.recompute import anew, recomputed
 
 
 @dataclass
@@ -130,11 +130,18 @@ class Layer(keras.layers.Layer):
             query, key, value, padding_mask, rate=c.attention_dropout, seed=_site(seed, 0), scores=scores, fused=fused
         )
         context = tf.reshape(context, (-1, c.hidden))
-        x = self.attention_norm(x + dropout(self.attention_out(context), c.dropout, _site(seed, 1)))
+        x = self.attention_norm(_residual(x) + dropout(self.attention_out(context), c.dropout, _site(seed, 1)))
 
         inner = bias_gelu(self.ffn_in.product(x), self.ffn_in.bias.value, c.gelu)  # [B * S, I]
-        x = self.ffn_norm(x + dropout(self.ffn_out(inner), c.dropout, _site(seed, 2)))
+        x = self.ffn_norm(_residual(x) + dropout(self.ffn_out(inner), c.dropout, _site(seed, 2)))
         return tf.reshape(x, (batch, length, c.hidden)), scores, (query, key, value)
+
+
+@tf.custom_gradient
+def _residual(x):
+    """x, past a block. On the way back the gradient that comes past the block is kept as a tensor of its own, so that
+    XLA has the block's last product add to it (cuBLAS's beta) instead of adding the product's result in a kernel."""
+    return tf.identity(x), lambda upstream: anew(upstream)[0]
 
 
 def _site(seed, index: int):
