@@ -19,12 +19,11 @@ def layer_norm(x: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor, epsilon: float
 
         def gradient(upstream):
             normal, given = (wide - mean) * root, tf.cast(upstream, tf.float32) * scale
-            # Two means and what is made of them: one kernel each. Without the barrier XLA for GPUs writes kernels of
+            # Two sums and what is made of them: one kernel each. Without the barrier XLA for GPUs writes kernels of
             # whole rows by Triton, which hold too much in registers and take twice the time that memory needs.
-            mean_given, mean_product = anew(
-                tf.reduce_mean(given, -1, keepdims=True), tf.reduce_mean(given * normal, -1, keepdims=True)
-            )
-            along = given - mean_given - normal * mean_product
+            sums = tf.reduce_sum(given, -1, keepdims=True), tf.reduce_sum(given * normal, -1, keepdims=True)
+            sum_given, sum_product = anew(*sums)
+            along = given - (sum_given + normal * sum_product) * (1.0 / x.shape[-1])
             # The sums over rows are another kernel, which computes from x and the statistics, too, instead of reading
             # the float32 products that the one above would have to write for it.
             x_again, upstream_again, mean_again, root_again = anew(x, upstream, mean, root)
