@@ -133,7 +133,8 @@ class Tokenizer:
             if len(known) + len(cut) > MOST_WORDS:
                 known = self._known = {}
             known.update((word, found) for word, found in cut.items() if len(word) <= LONGEST_WORD)
-        ids, spans = (np.array(list(itertools.chain.from_iterable(part)), np.int32) for part in zip(*words, strict=True))
+        together = map(itertools.chain.from_iterable, zip(*words, strict=True))
+        ids, spans = (np.array(list(part), np.int32) for part in together)
         counts = np.array([len(found[0]) for found in words])
         words_a_text = np.array(list(map(len, split)))
         at = _starts_of_words(np.array(list(map(len, flat))), words_a_text).astype(np.int32)

@@ -2,25 +2,16 @@
 
     quiet.settle()      # after loading, and again after every exchange of an engine
 
-**Garbage.** Python looks through all objects there are once enough new ones have survived, and nothing else runs then:
-with the modules of an engine on a GPU loaded, and the questions of a measurement, that took some 200 ms, which every
-request of that time waited. What is there after loading stays there, so it is taken out of what is looked through;
-what is left to look at are requests under way, which takes a millisecond.
-
-**Turns.** A thread that wants Python's lock has it when its holder waits for something, or asks for it after the switch
-interval, of 5 ms. An answer needs the lock a few times for some 50 us each, and whoever cuts a text or a body into
-pieces may hold it for longer than that: each time the answer would wait for a large part of a p99 of 10 ms.
+Python looks through all objects there are for garbage whenever enough new ones have survived, and nothing else runs
+then: 40 ms for the 130,000 objects of an engine's modules, more with more, which every request of that time waits. What
+is there after loading stays there, so it is taken out of what is looked through; what is left are requests under way.
 """
 
 import gc
-import sys
-
-SWITCH_S = 0.0005  # longer than most turns, so that they are not cut up; see `scripts/measure_server.py`
 
 
 def settle() -> None:
-    """Throw garbage away now, look no more through what is left, and take short turns. Takes a tenth of a second."""
-    sys.setswitchinterval(SWITCH_S)
+    """Throw garbage away now, and look no more through what is left. Takes as long as Python's look does otherwise."""
     gc.unfreeze()  # an engine that was exchanged may have left some
     gc.collect()
     gc.freeze()

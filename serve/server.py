@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 
 from configs import __version__
 from configs.errors import UserError
-from serve import head_routes, protocol, repository
+from serve import head_routes, protocol, quiet, repository
 from serve.config import ServerConfig
 from serve.engines import Engines, UnknownEngineError, opener
 from serve.guard import Guard, RefusedError, in_json
@@ -116,7 +116,7 @@ def opened(config: ServerConfig, metrics: Metrics) -> Engines:
     root = Path(config.root) if config.root else None
     if root and not root.is_dir():
         raise UserError(f"--root {root} is no folder; it is the one whose engine folders may be loaded")
-    engines = Engines(opener(config), root, config.drain_s, metrics.watch)
+    engines = Engines(opener(config), root, config.drain_s, metrics.watch, quiet.settle)
     try:
         folder = Path(config.engine)
         engines.load(folder.resolve().name, folder)

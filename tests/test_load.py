@@ -10,7 +10,7 @@ from test_server_process import process
 
 from configs import options
 from configs.errors import UsageError, UserError
-from serve import load
+from serve import load, load_search
 from serve.load_clients import Job, Sent
 
 JOB = Job("http://x", {}, [b""], None, 10.0, 8.0, 1)
@@ -73,30 +73,30 @@ def test_who_is_no_server_of_ours_is_said_in_words(url, questions, tmp_path):
 def test_a_row_leaves_out_the_beginning_and_counts_each_end():
     sent = [Sent(1.0, 5000.0, 200), Sent(3.0, 10.0, 200), Sent(4.0, 30.0, 200), Sent(9.0, 1.0, 200)]
     sent += [Sent(5.0, 1.0, 429), Sent(6.0, 9.0, 504), Sent(7.0, 9.0, 0), Sent(7.5, 9.0, 500)]
-    row = load.summary(sent, JOB)
+    row = load_search.summary(sent, JOB)
     assert (row["sent"], row["answers_per_s"], row["p50_ms"]) == (6, round(2 / 6, 2), 20.0)
     assert [row[name] for name in ("refused", "late", "failed", "lost")] == [1, 1, 1, 1]
 
 
 @pytest.mark.parametrize("truth", [3.0, 40.0, 64.0, 5000.0])
 def test_the_highest_rate_is_found_within_a_hundredth_from_above_and_below(truth):
-    best, rows = load.highest(lambda rate: {"rate": rate}, 50.0, lambda row: row["rate"] <= truth)
+    best, rows = load_search.highest(lambda rate: {"rate": rate}, 50.0, lambda row: row["rate"] <= truth)
     assert truth * 0.97 <= best <= truth
     assert len(rows) < 16
 
 
 def test_a_server_that_bears_nothing_bears_nothing():
-    best, rows = load.highest(lambda rate: {"rate": rate}, 50.0, lambda row: False)
+    best, rows = load_search.highest(lambda rate: {"rate": rate}, 50.0, lambda row: False)
     assert best == 0
     assert len(rows) < 12
 
 
 def test_a_rate_is_borne_with_its_p99_and_hardly_a_request_lost():
     row = {"p99_ms": 9.0, "sent": 1000, "refused": 0, "late": 1, "failed": 0, "lost": 0}
-    assert load.bears(row, 10.0)
-    assert not load.bears(row, 8.0)
-    assert not load.bears(row | {"lost": 1}, 10.0)
-    assert not load.bears(row | {"p99_ms": None}, 10.0)
+    assert load_search.bears(row, 10.0)
+    assert not load_search.bears(row, 8.0)
+    assert not load_search.bears(row | {"lost": 1}, 10.0)
+    assert not load_search.bears(row | {"p99_ms": None}, 10.0)
 
 
 @pytest.mark.parametrize("argv", [

@@ -38,7 +38,8 @@ def config(root, *argv: object) -> measure_server.MeasureConfig:
 
 
 def test_rates_of_every_kind_are_found_and_one_client_is_taken_apart(root, monkeypatch):
-    monkeypatch.setattr(measure_server.load, "TRIES", 1)
+    monkeypatch.setattr(measure_server, "TRIES", 1)
+    monkeypatch.setattr(measure_server_http, "TRIES", 1)
     told = measure_server.main(config(root, "--padded", root / "padded", "--counts", 4, "--delays", 0,
                                       "--processes", 1))["metrics"]  # fmt: skip
     kinds = [(row["batches"], row["text"], row["over_http"]) for row in told["best"]]
@@ -59,7 +60,7 @@ def test_rates_of_every_kind_are_found_and_one_client_is_taken_apart(root, monke
 
 
 def test_what_fails_is_named_and_what_was_measured_stays(root, monkeypatch):
-    monkeypatch.setattr(measure_server.load, "TRIES", 0)
+    monkeypatch.setattr(measure_server, "TRIES", 0)
     monkeypatch.setattr(measure_server_http, "server", lambda config: 1 / 0)
     with pytest.raises(UserError, match=r"1 failed: one client \(ZeroDivisionError: .*; the rest is in"):
         measure_server.main(config(root, "--no-text"))
