@@ -54,6 +54,7 @@ def create_app(config: ServerConfig, engines: Engines | None = None, metrics: Me
     app = FastAPI(title="Retort", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.add_middleware(Guard, metrics=metrics, max_bytes=config.max_bytes, token=token, anyone=ANYONE)  # type: ignore[arg-type]
     app.add_exception_handler(HTTPException, _http_error)
+    app.include_router(head_routes.router(config, engines, metrics))  # first: routes are tried one after the other
 
     @app.get("/v2/health/live")
     async def live() -> Response:
@@ -99,7 +100,6 @@ def create_app(config: ServerConfig, engines: Engines | None = None, metrics: Me
             return Response(told, media_type="application/json")
         return Response(told, media_type="application/octet-stream", headers={protocol.HEADER: str(head)})
 
-    app.include_router(head_routes.router(config, engines, metrics))
     app.include_router(repository.router(engines, bool(token)))
 
     @app.get("/metrics")
