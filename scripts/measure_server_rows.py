@@ -64,12 +64,12 @@ class Findings:
         """Print the tables. Raises: UserError where something failed."""
         kinds: dict[tuple, list[dict]] = {}
         for row in self.rows:
-            name = row["batches"].partition(" ")[0]  # the best of all counts
+            name = "count" if row["batches"].startswith("count") else row["batches"]  # the best of all counts
             kinds.setdefault((name, row["text"], row["over_http"]), []).append(row)
         best = [top(rows) for rows in kinds.values()]
         print("\nhighest rate with a p99 of at most", self._config.p99_ms, "ms")
         for row in best:
-            words = f"{row['batches']:10} text {row['text']:3} {'HTTP' if row['over_http'] else '':5}"
+            words = f"{row['batches']:18} text {row['text']:3} {'HTTP' if row['over_http'] else '':5}"
             print(f"{words} {row['rate'] or 0:10.1f} requests a second, p99 {row['p99_ms']} ms")
         if self.one:
             print("\none client, means in ms")
