@@ -125,11 +125,12 @@ class Tokenizer:
         known = self._known
         split = [_spaced(text).split(" ") for text in texts]
         flat = [word for row in split for word in row]
-        words = list(map(known.get, flat))
-        if None in words:
-            new = list({word for word, found in zip(flat, words, strict=True) if found is None})
+        looked_up = list(map(known.get, flat))
+        words = [found for found in looked_up if found]
+        if len(words) < len(flat):
+            new = list({word for word, found in zip(flat, looked_up, strict=True) if found is None})
             cut = dict(zip(new, self._cut_words(new), strict=True))
-            words = [found or cut[word] for word, found in zip(flat, words, strict=True)]
+            words = [found or cut[word] for word, found in zip(flat, looked_up, strict=True)]
             if len(known) + len(cut) > MOST_WORDS:
                 known = self._known = {}
             known.update((word, found) for word, found in cut.items() if len(word) <= LONGEST_WORD)

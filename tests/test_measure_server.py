@@ -134,7 +134,7 @@ def test_counts_go_from_large_to_small_and_only_the_best_waits_or_is_asked_in_te
 
 
 def test_servers_of_several_processes_are_measured_where_asked_for(root, monkeypatch):
-    asked: list[tuple] = []
+    asked: list[int | None] = []
 
     @contextmanager
     def server(config, workers=None):

@@ -3,6 +3,7 @@
 import gc
 import threading
 import weakref
+from typing import Any
 
 import pytest
 import serve_kit
@@ -23,9 +24,9 @@ from serve.tensorrt_session import TensorrtSession
 def batcher(tmp_path):
     folder = serve_kit.write(tmp_path / "tiny")
     cuda = FakeCuda()
-    with Reader(folder, session=TensorrtSession(read(folder), FakePlan(cuda), cuda)) as reader:
-        with Batcher(reader, token_budget=160) as batcher:
-            yield batcher
+    reader = Reader(folder, session=TensorrtSession(read(folder), FakePlan(cuda), cuda))
+    with Batcher(reader, token_budget=160) as batcher:
+        yield batcher
 
 
 @pytest.fixture
@@ -111,7 +112,7 @@ def test_a_server_settles_after_every_exchange_once_the_old_engine_is_closed(tmp
 
     def opener(config):
         def open_one(name, folder):
-            engine = real(config)(name, folder)
+            engine: Any = real(config)(name, folder)
             engine.closed, close = False, engine.close
             engine.close = lambda limit: setattr(engine, "closed", True) or close(limit)
             opened.append(engine)
