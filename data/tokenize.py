@@ -82,7 +82,7 @@ class Tokenizer:
         """The same tokens as arrays, many times faster on much text: every distinct word is cut only once.
 
         BERT's rules never look across a space, so a text's tokens are those of its words. `progress` gets the number of
-        texts done. The words of a little text are kept for the next one, which takes a fifth of the time then.
+        texts done. The words of a little text are kept for the next one, which takes a third of the time then.
         """
         if texts and sum(map(len, texts)) <= LITTLE:
             pieces = self._looked_up(texts)
