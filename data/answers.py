@@ -101,7 +101,8 @@ def _best_span(
 
 def _finite(logits: np.ndarray) -> np.ndarray:
     """float64 (sums of float32 tie too easily); a diverged model's NaN never wins and never spreads."""
-    return np.nan_to_num(np.asarray(logits, np.float64), nan=-1e8, posinf=1e8, neginf=-1e8)
+    wide = np.asarray(logits, np.float64)
+    return wide if np.isfinite(wide).all() else np.nan_to_num(wide, nan=-1e8, posinf=1e8, neginf=-1e8)
 
 
 def _with_marks(context: str, end: int) -> int:

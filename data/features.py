@@ -140,10 +140,10 @@ def _compute(dataset: Dataset, tokenizer: Tokenizer, options: FeatureOptions, pr
     index: dict[str, int] = {}
     context_of = np.array([index.setdefault(e.context, len(index)) for e in dataset.examples])  # [Q]
     texts, total = list(index), len(index) + len(dataset.examples)
-    contexts = tokenizer.encode_flat(texts, progress and (lambda done: progress(done, total)))
-    questions = tokenizer.encode_flat(
-        [e.question for e in dataset.examples], progress and (lambda done: progress(len(texts) + done, total))
+    both = tokenizer.encode_flat(
+        [*texts, *(e.question for e in dataset.examples)], progress and (lambda done: progress(done, total))
     )
+    contexts, questions = both.parted(len(texts))
     question_lengths = np.diff(questions.start)
     query = np.minimum(question_lengths, options.query)  # [Q]
     ordinal = np.arange(len(questions.ids)) - np.repeat(questions.start[:-1], question_lengths)

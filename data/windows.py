@@ -54,7 +54,7 @@ def answer_tokens(
     The first token that reaches past `begin`, the last one that starts before `end`; (-1, -1) where begin < 0 or where
     no token lies.
     """
-    if not len(offsets):
+    if not len(offsets) or begin.max(initial=-1) < 0:
         return np.full(len(begin), -1), np.full(len(begin), -1)
     # One sorted axis for all contexts: context c occupies characters c * width to (c + 1) * width.
     width = int(offsets.max()) + 2

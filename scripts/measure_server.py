@@ -1,16 +1,19 @@
 """What one machine serves within a p99: `python -m scripts.measure_server --engine DIR --padded DIR --data FILE`.
 
     highest rate    open loop, requests at random times: the most a second whose p99 stays within --p99-ms; with batches
-                    by tokens, and with batches by count (--counts, each with every one of --delays) of the padded
-                    engine, as servers do that count requests. From text ("text" yes), and from tokens ("no"), where
+                    by tokens, and with batches by count (--counts, the best with --delays) of the padded engine, as
+                    servers do that count requests. From text ("text" yes), and from tokens ("no"), where
                     Python's part is small; then over HTTP, with token batches
+                    and with --workers by so many processes
     one client      `Reader.answer`, then the same questions over HTTP, one after the other; from /metrics how long a
                     request waits from the queue to its launch, and what the server adds to `Reader.answer`
 
-A kind of batch that does not bear the best rate of the kinds by count before it is not looked at further; a rate that
-cannot keep the p99 any more is ended at once. Prints a table, writes every rate that was tried into a CSV as soon as
-its kind is done, and the one client into another beside it (_one_client.csv). What fails is named, the rest goes on.
-One command for a machine with a GPU; on a CPU it runs as well, with a --p99-ms that a CPU can keep.
+In this order, the most wanted first: nothing is begun once --minutes are over, and what is left out is named. Of the
+batches by count the largest come first, without waiting; one that does not bear the best rate so far is not looked at
+further, and with the other delays, and from text, only the best count is. A rate that cannot keep the p99 any more is
+ended at once; how long one is tried, `serve/load_search.py` says. Prints a table, writes every rate that was tried into
+a CSV as soon as its kind is done, and the one client into another beside it (_one_client.csv). What fails is named, the
+rest goes on. One command for a machine with a GPU; on a CPU it runs as well, with a --p99-ms that a CPU can keep.
 """
 
 import random
@@ -18,7 +21,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -28,9 +31,9 @@ from configs.options import setting
 from data import squad
 from scripts import measure_server_http
 from scripts.bench_batcher import UNBOUNDED, CountBatcher
-from scripts.measure_server_http import CLIENTS
+from scripts.measure_server_http import CLIENTS, LONGER, TRIES
 from scripts.measure_server_rows import Findings, top
-from serve import load
+from serve import load_search, quiet
 from serve.batcher import Batcher, DeadlinePassed, QueueFull
 from serve.load_clients import Job, Sent
 from serve.manifest import read
@@ -63,6 +66,8 @@ class MeasureConfig:
     counts: tuple[int, ...] = setting((4, 8, 16, 32), help="windows a batch, where they are counted")
     delays: tuple[float, ...] = setting((0.0, 2.0), help="milliseconds that a batch by count may wait")
     seconds: float = setting(2.0, above=0.0, help="for each rate that is tried, eight or so for each kind of batch")
+    workers: tuple[int, ...] = setting((), help="over HTTP, measure servers of so many processes, too")
+    minutes: float = setting(3.0, above=0.0, help="after which no further kind is begun")
     processes: int = setting(4, least=1, help="that send over HTTP")
     text: bool = setting(True, help="measure from text, too; --no-text measures from tokens alone")
     http: bool = setting(True, help="measure over HTTP, too")
@@ -84,6 +89,7 @@ def main(config: MeasureConfig) -> dict:
         asks: dict[str, list[Ask]] = {"no": [*packed(reader, pairs)]}
         if config.text:
             asks["yes"] = [*pairs]
+        quiet.settle()  # as a server does
         with found.kept("tokens, from tokens"):
             found.rates(searched("tokens", None, lambda: Batcher(reader), asks["no"], config), reader, "no", session)
         if config.http:
@@ -92,27 +98,52 @@ def main(config: MeasureConfig) -> dict:
                 with measure_server_http.server(config) as url:
                     found.one_client(measure_server_http.one_client(url, pairs, reader_ms))
                     with found.kept("over HTTP"):
-                        done = lambda row: completed(row, "tokens", None, True, None, config)  # noqa: E731
-                        found.rates(measure_server_http.highest(config, url, done), reader, "yes", session)
-        if config.text:
+                        found.rates(over_http(config, url, "tokens"), reader, "yes", session)
+        if config.text and found.begins("tokens, from text"):
             with found.kept("tokens, from text"):
                 rows = searched("tokens", None, lambda: Batcher(reader), asks["yes"], config)
                 found.rates(rows, reader, "yes", session)
-    if config.padded:
-        with Session.open(config.padded, config.runtime, calls=config.calls) as session:
-            padded = Reader(config.padded, session=session)
-            for text, asked in asks.items():
-                best = 0.0
-                for count, delay in ((count, delay) for count in config.counts for delay in config.delays):
-
-                    def opened(count: int = count, delay: float = delay) -> Batcher:
-                        return CountBatcher(padded, token_budget=UNBOUNDED, most_sequences=count, max_delay_ms=delay,
-                                            alike=False)  # fmt: skip
-
-                    with found.kept(f"count {count}, delay {delay:g}, text {text}"):
-                        rows = searched(f"count {count}", delay, opened, asked, config, best)
-                        best = max(best, top(found.rates(rows, padded, text, session))["rate"] or 0.0)
+    if config.padded and found.begins("by count"):
+        by_count(config, found, asks)
+    for workers in config.workers if config.http else ():
+        what = f"over HTTP, {workers} workers"
+        if not found.begins(what):
+            continue
+        with found.kept(what), measure_server_http.server(config, workers) as url:
+            found.rates(over_http(config, url, f"tokens, {workers} workers"), reader, "yes", session)
     return found.told()
+
+
+def over_http(config: MeasureConfig, url: str, name: str) -> list[dict]:
+    return measure_server_http.highest(config, url, lambda row: completed(row, name, None, True, None, config))
+
+
+def by_count(config: MeasureConfig, found: Findings, asks: dict[str, list[Ask]]) -> None:
+    """Every count with the first delay; the best with the others, and from text."""
+    with Session.open(str(config.padded), config.runtime, calls=config.calls) as session:
+        padded = Reader(str(config.padded), session=session)
+        quiet.settle()
+        best = (0.0, max(config.counts), config.delays[0])  # rate, count, delay
+
+        def looked_at(count: int, delay: float, text: str, beaten: float) -> float:
+            def opened() -> Batcher:
+                return CountBatcher(padded, token_budget=UNBOUNDED, most_sequences=count, max_delay_ms=delay,
+                                    alike=False)  # fmt: skip
+
+            what = f"count {count}, delay {delay:g}, text {text}"
+            if not found.begins(what):
+                return 0.0
+            with found.kept(what):
+                rows = searched(f"count {count}", delay, opened, asks[text], config, beaten)
+                return top(found.rates(rows, padded, text, session))["rate"] or 0.0
+            return 0.0
+
+        for count in sorted(config.counts, reverse=True):
+            best = max(best, (looked_at(count, config.delays[0], "no", best[0]), count, config.delays[0]))
+        for delay in config.delays[1:]:
+            best = max(best, (looked_at(best[1], delay, "no", best[0]), best[1], delay))
+        if "yes" in asks:
+            looked_at(best[1], best[2], "yes", 0.0)
 
 
 def packed(reader: Reader, pairs: list[tuple[str, str]]) -> list[Packed]:
@@ -135,9 +166,8 @@ def searched(
 
         def measure(rate: float) -> dict:
             job = Job("", {}, [], None, rate, config.seconds, config.seed)
-            sent = offered(batcher, asks, job, config.p99_ms)
-            ended = max((one.at for one in sent), default=job.seconds)
-            row = load.summary(sent, job if ended > 0.9 * job.seconds else replace(job, seconds=round(ended, 3)))
+            send = lambda job: offered(batcher, asks, job, config.p99_ms)  # noqa: E731
+            row = load_search.measured(send, job, config.p99_ms, LONGER * config.seconds)
             return completed(row, name, delay_ms, False, batcher.budget.tokens, config)
 
         for clients in WARM:
@@ -148,7 +178,8 @@ def searched(
             tried[first] = measure(first)
             if not tried[first]["borne"]:
                 return [tried[first]]
-        return load.highest(lambda rate: tried.get(rate) or measure(rate), first, lambda row: row["borne"])[1]
+        found = lambda rate: tried.get(rate) or measure(rate)  # noqa: E731
+        return load_search.highest(found, first, lambda row: row["borne"], TRIES)[1]
 
 
 def completed(
@@ -156,7 +187,7 @@ def completed(
 ) -> dict:
     """A row with what it is of and whether the rate is borne; printed."""
     row |= {"batches": name, "delay_ms": delay_ms, "over_http": over_http, "budget": budget}
-    row["borne"] = load.bears(row, config.p99_ms)
+    row["borne"] = load_search.bears(row, config.p99_ms)
     way = " over HTTP" if over_http else "" if delay_ms is None else f", delay {delay_ms:g} ms"
     print(f"{name}{way}: {row['rate']:.1f}/s, p99 {row['p99_ms']} ms{'' if row['borne'] else ', missed'}", flush=True)
     return row

@@ -12,10 +12,14 @@ from configs.errors import UserError
 from scripts.server_process import started
 from serve import load
 from serve.load_clients import Job, in_turn, run
+from serve.load_search import highest as search
+from serve.load_search import measured, summary
 from serve.reader import Reader
 
 CLIENTS = 32  # of the closed loop that says where to begin looking
 ONE_CLIENT = 300  # questions
+LONGER = 4  # times --seconds, that a low rate may be tried: few requests tell no p99
+TRIES = 4  # rates between the last borne and the first missed: a rate to 6 %
 STAGES = ("queue", "tokenise", "compute", "total", "overhead")
 HEADERS = {"Content-Type": "application/json"}
 # Row of the second table -> the most that it may be, ms.
@@ -54,19 +58,19 @@ def highest(config: Any, url: str, found: Callable[[dict], dict]) -> list[dict]:
     job = Job(url, HEADERS, load.questions(quiet), None, None, config.seconds, config.seed)
 
     def measure(rate: float) -> dict:
-        offered = replace(job, rate=rate)
-        return found(load.summary(run(offered, config.processes), offered))
+        send = lambda job: run(job, config.processes)  # noqa: E731
+        return found(measured(send, replace(job, rate=rate), config.p99_ms, LONGER * config.seconds))
 
     crowd = replace(job, clients=CLIENTS, seconds=min(config.seconds, 2.0))
-    first = max(load.summary(run(crowd, 1), crowd)["answers_per_s"], 1.0) / 2
-    return load.highest(measure, first, lambda row: row["borne"])[1]
+    first = max(summary(run(crowd, 1), crowd)["answers_per_s"], 1.0) / 2
+    return search(measure, first, lambda row: row["borne"], TRIES)[1]
 
 
 @contextmanager
-def server(config: Any) -> Iterator[str]:
-    """Its address."""
+def server(config: Any, workers: int | None = None) -> Iterator[str]:
+    """Its address. workers: processes under a supervisor; None: one without."""
     words = ("--engine", config.engine, "--port", 0, "--runtime", config.runtime, "--calls", config.calls)
-    with started("serve", *words) as (_, url):
+    with started("serve", *words, *(("--workers", workers) if workers else ())) as (_, url):
         yield url
 
 

@@ -3,6 +3,7 @@
 import csv
 import datetime
 import os
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,15 @@ class Findings:
     def __init__(self, config: Any) -> None:
         """config: `measure_server.MeasureConfig`."""
         self._config, self.rows, self.one, self.failed = config, list[dict](), dict[str, float](), list[str]()
+        self.left_out = list[str]()
+        self._end = time.monotonic() + 60 * config.minutes
+
+    def begins(self, what: str) -> bool:
+        """Is there time for this piece? What is left out is told at the end."""
+        if time.monotonic() < self._end:
+            return True
+        self.left_out.append(what)
+        return False
 
     @contextmanager
     def kept(self, what: str) -> Iterator[None]:
@@ -54,20 +64,22 @@ class Findings:
         """Print the tables. Raises: UserError where something failed."""
         kinds: dict[tuple, list[dict]] = {}
         for row in self.rows:
-            name = row["batches"].partition(" ")[0]  # the best of all counts
+            name = "count" if row["batches"].startswith("count") else row["batches"]  # the best of all counts
             kinds.setdefault((name, row["text"], row["over_http"]), []).append(row)
         best = [top(rows) for rows in kinds.values()]
         print("\nhighest rate with a p99 of at most", self._config.p99_ms, "ms")
         for row in best:
-            words = f"{row['batches']:10} text {row['text']:3} {'HTTP' if row['over_http'] else '':5}"
+            words = f"{row['batches']:18} text {row['text']:3} {'HTTP' if row['over_http'] else '':5}"
             print(f"{words} {row['rate'] or 0:10.1f} requests a second, p99 {row['p99_ms']} ms")
         if self.one:
             print("\none client, means in ms")
             print("\n".join(f"{name:34} {value:8.3f}" + (f"  (must be below {MOST[name]})" if name in MOST else "")
                             for name, value in self.one.items()))  # fmt: skip
+        if self.left_out:
+            print(f"\nleft out after {self._config.minutes:g} minutes (--minutes): {'; '.join(self.left_out)}")
         if self.failed:
             raise UserError(f"{len(self.failed)} failed: {'; '.join(self.failed)}; the rest is in {self._config.out}")
-        return {"out": self._config.out, "metrics": {"best": best, "one_client": self.one}}
+        return {"out": self._config.out, "metrics": {"best": best, "one_client": self.one, "left_out": self.left_out}}
 
 
 def about(reader: Reader, text: str, session: Session) -> dict:

@@ -75,6 +75,7 @@ class Batcher:
         self._deadlines: Heap[Request] = Heap(lambda request: request.over)
         self._answers, self._live = deque[Request](), set[Request]()
         self._charged = self._tokenising = 0
+        self._alarm = float("inf")  # when the deadlines are looked at next, unless somebody notifies
         self._draining = self._closed = False
         self._counts: Counter[str] = Counter()
         loops = [*self._lane.loops, ("deadlines", self._watch)]
@@ -183,32 +184,36 @@ class Batcher:
             return self._refused(Draining("the server is stopping and takes no more questions"))
         if full:
             raise QueueFull(f"{charged} tokens wait already, {self._limit} may; try again later")
-        request.future.add_done_callback(lambda _: self._cancelled(request))
+        future = request.future
+        future.add_done_callback(lambda future: future.cancelled() and self._settle(request))
         with self._lock:
             if request.over:  # closed meanwhile
-                return request.future
+                return future
             if request.deadline is not None:
                 self._deadlines.push(request.deadline, request)
-                self._clock.notify()
+                if request.deadline < self._alarm:  # nearly all of them leave long before
+                    self._clock.notify()
             if request.packed is not None:
                 self._lane.push(request)
             else:
                 self._texts.push(request.turn, request)
                 self._work.notify()
-        return request.future
+        return future
 
     def _settle(self, request: Request, result: object = None, error: BaseException | None = None) -> None:
         """Give a request its answer or error, once; without the lock, since a future's callbacks are others' code."""
         if not self._leave(request):
             return
-        if not request.future.set_running_or_notify_cancel():
+        future = request.future
+        del request.future  # which knows the request: without the ring both are gone at once, and no garbage
+        if not future.set_running_or_notify_cancel():
             outcome = "cancelled"
         elif error is None:
             outcome = "answered"
-            request.future.set_result(result)
+            future.set_result(result)
         else:
             outcome = "expired" if isinstance(error, DeadlinePassed) else "failed"
-            request.future.set_exception(error)
+            future.set_exception(error)
         with self._lock:
             self._counts[outcome] += 1
             self._live.discard(request)
@@ -223,10 +228,6 @@ class Batcher:
         """With the lock."""
         self._answers.append(request)
         self._work.notify()
-
-    def _cancelled(self, request: Request) -> None:
-        if request.future.cancelled():
-            self._settle(request)
 
     def _leave(self, request: Request) -> bool:
         """Forget a request wherever it waits. False: another thread did."""
@@ -250,6 +251,7 @@ class Batcher:
                 first = self._deadlines.first()
                 wait = first[0] - time.perf_counter() if first else None
                 if wait is None or wait > 0:
+                    self._alarm = first[0] if first else float("inf")
                     self._clock.wait(None if wait is None else min(wait, 3600))
                     continue
                 request = self._deadlines.pop()

@@ -5,6 +5,7 @@ sequence, and the sequences that fill up the count have no tokens, their offsets
 A padded batch of 5 x 70 is computed as 8 x 96, whose last three rows are masked whole.
 """
 
+import math
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -65,7 +66,7 @@ class Bucket:
     @staticmethod
     def _arrays(block: np.ndarray, places: dict[str, tuple[int, tuple[int, ...]]]) -> dict[str, np.ndarray]:
         return {
-            name: block[first : first + int(np.prod(shape))].reshape(shape) for name, (first, shape) in places.items()
+            name: block[first : first + math.prod(shape)].reshape(shape) for name, (first, shape) in places.items()
         }
 
 

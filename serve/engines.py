@@ -97,14 +97,17 @@ class Engines:
     def __init__(
         self, opener: Opener, root: Path | None = None, drain_s: float = 30.0,
         on_change: Callable[[str, Engine | None], object] = lambda name, engine: None,
+        settled: Callable[[], object] = lambda: None,
     ) -> None:  # fmt: skip
         """Args:
             opener: (name, folder) -> an open Engine; raises UserError where the folder is no good.
             root: folder whose engine folders `load_below` may open; None: none at all.
             drain_s: how long the users of an engine that goes may take, its queue included.
             on_change: told each name with the engine that now has it, None where it is unloaded.
+            settled: called after each of these, once the engine that had the name before is closed.
         """
         self._opener, self.root, self._drain_s, self._on_change = opener, root, drain_s, on_change
+        self._settled = settled
         self._engines: dict[str, Engine] = {}
         self._changed = threading.Condition()  # guards _engines and every engine's users
         self._changing = threading.Lock()  # one load or unload at a time: each may need all of the memory
@@ -165,6 +168,8 @@ class Engines:
             self._on_change(name, engine)
             if before:
                 self._retire(before)
+                del before
+            self._settled()
             return engine
         finally:
             self._changing.release()
@@ -195,6 +200,8 @@ class Engines:
                 engine = self._engines.pop(name)
             self._on_change(name, None)
             self._retire(engine)
+            del engine
+            self._settled()
         finally:
             self._changing.release()
 

@@ -65,21 +65,24 @@ class Lane:
             request.windows.append(window)
             self.windows.push(window)
             turn += length * self.seconds_a_token / SHARE
-        if wake:
+        if wake and self._due(request.ready) < float("inf"):  # else whoever makes room says it
             self._cut.notify()
 
     def go(self) -> None:
         """Cut a batch and submit it, if one is due and the session computes it elsewhere. Without the lock."""
         with self._lock:
-            if self._closed or not self.session.at_once or self._due(now := time.perf_counter()) > now:
-                self._cut.notify()
+            due = self._due(now := time.perf_counter())
+            if self._closed or not self.session.at_once or due > now:
+                if due < float("inf"):
+                    self._cut.notify()
                 return
             taken = self._taken()
         self._send(*taken)
 
     def changed(self) -> None:
-        """The answer of `hooks.company` may be another one now."""
-        self._cut.notify()
+        """A batch may be due earlier than it was: there is room, or the answer of `hooks.company` is another one."""
+        if self.windows.count:
+            self._cut.notify()
 
     def close(self) -> None:
         """The threads end after what is under way."""
@@ -156,7 +159,7 @@ class Lane:
             report = BatchReport.of(windows, self._padded, begin, now, error)
             with self._lock:
                 self.under_way -= 1
-                self._cut.notify()
+                self.changed()
                 self.counts.update(batches=1, sequences=len(windows), tokens=report.tokens, slots=report.slots)
                 if error is None:
                     self.seconds_a_token += 0.1 * ((now - max(begin, last)) / report.tokens - self.seconds_a_token)

@@ -19,7 +19,7 @@ from typing import Any
 import uvicorn
 
 from configs.errors import UserError
-from serve import connection
+from serve import connection, quiet
 from serve.config import ServerConfig
 from serve.engines import Engines
 from serve.guard import log
@@ -107,6 +107,7 @@ def serve(
             listener.listen(BACKLOG)  # the kernel's own queue is long in any case
             started(engines)
 
+        quiet.settle()  # again, with the application
         server.started_up = started_up  # type: ignore[method-assign]
         server.run(sockets=[listener])
         return server.server_state.total_requests

@@ -13,26 +13,22 @@ import csv
 import datetime
 import json
 import random
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import numpy as np
-
 from configs import command
 from configs.errors import UsageError, UserError
 from configs.options import setting
 from data import squad
-from serve.load_clients import Job, Sent, asked_once, run
+from serve.load_clients import Job, asked_once, run
+from serve.load_search import ENDS, bears, highest, measured, summary
 from serve.server import secret
 
-ENDS = ("refused", "late", "failed", "lost")
 FIGURES = ("loop", "clients", "rate", "sent", "answers_per_s", "p50_ms", "p95_ms", "p99_ms", *ENDS)
 COLUMNS = [*FIGURES, "seconds", "processes", "deadline_ms", "data", "model", "platform", "date"]
-TRIES = 6  # rates tried between the last that kept to --p99-ms and the first that did not
-LOST = 0.001  # share of requests without an answer that a rate may have and still be borne
+LONGER = 3  # times --seconds, that a rate may be tried where --seconds bring too few requests to judge a p99 by
 
 
 @dataclass(frozen=True)
@@ -51,7 +47,7 @@ class LoadConfig:
     clients: tuple[int, ...] = setting((), help="closed loop: clients at a time, one measurement for each number")
     rates: tuple[float, ...] = setting((), help="open loop: requests a second, one measurement for each number")
     p99_ms: float | None = setting(None, above=0.0, help="open loop: look for the highest rate with no higher p99")
-    seconds: float = setting(20.0, above=0.0, help="for each measurement")
+    seconds: float = setting(20.0, above=0.0, help="for each measurement; looking for a rate, longer for a low one")
     processes: int = setting(1, least=1, most=256, help="that send; one manages about a thousand requests a second")
     deadline_ms: float | None = setting(None, above=0.0, help="sent with each request; none: the server's own")
     model: str | None = setting(None, help="engine to ask; none: the server's first")
@@ -80,9 +76,12 @@ def main(config: LoadConfig) -> dict:
     about = asked_once(config.url, headers, bodies[0])
     print(f"engine {about['model']} ({about['platform']}), {len(bodies)} questions of {config.data}", flush=True)
 
-    def measure(clients: int | None, rate: float | None) -> dict:
+    def measure(clients: int | None, rate: float | None, limit: float | None = None) -> dict:
         job = Job(config.url, headers, bodies, clients, rate, config.seconds, config.seed)
-        row = summary(run(job, config.processes), job)
+        if limit is None:
+            row = summary(run(job, config.processes), job)
+        else:
+            row = measured(lambda job: run(job, config.processes), job, limit, LONGER * config.seconds)
         print("  ".join(f"{name} {row[name]}" for name in FIGURES if row[name] is not None), flush=True)
         return row
 
@@ -90,7 +89,7 @@ def main(config: LoadConfig) -> dict:
     found: dict[str, Any] = {}
     if config.p99_ms is not None:
         limit = config.p99_ms
-        best, tried = highest(lambda rate: measure(None, rate), config.rates[0], lambda row: bears(row, limit))
+        best, tried = highest(lambda rate: measure(None, rate, limit), config.rates[0], lambda row: bears(row, limit))
         rows += tried
         found = {"highest_rate": best}
         print(f"highest rate with a p99 of at most {config.p99_ms:g} ms: {best:g} requests a second")
@@ -125,70 +124,6 @@ def questions(config: LoadConfig) -> list[bytes]:
 def body(question: str, context: str, **more: Any) -> bytes:
     """A body of POST /answer."""
     return json.dumps({"question": question, "context": context, **more}).encode()
-
-
-def summary(sent: Iterable[Sent], job: Job) -> dict:
-    """A row: what was sent after the first quarter of the time, by how it ended, and the latency of what was answered.
-
-    Of a closed loop, answers count that came between the first quarter and the end.
-    """
-    ramp, end = job.seconds / 4, job.seconds
-    if job.rate is None:
-        counted = [one for one in sent if ramp <= one.at + one.latency_ms / 1000 < end]
-    else:
-        counted = [one for one in sent if ramp <= one.at < end]
-    latencies = [one.latency_ms for one in counted if one.status == 200]
-    p50, p95, p99 = (
-        round(float(np.percentile(latencies, percent)), 2) if latencies else None for percent in (50, 95, 99)
-    )
-    ends = [_end(one.status) for one in counted]
-    return {
-        "loop": "closed" if job.rate is None else "open", "clients": job.clients, "rate": job.rate,
-        "sent": len(counted), "answers_per_s": round(len(latencies) / (end - ramp), 2),
-        "p50_ms": p50, "p95_ms": p95, "p99_ms": p99, "seconds": job.seconds,
-        **{name: ends.count(name) for name in ENDS},
-    }  # fmt: skip
-
-
-def _end(status: int) -> str:
-    """How a request ended, by its status; 0: the connection broke, or the time for a response was over."""
-    known = {200: "answered", 0: "lost", 429: "refused", 503: "refused", 504: "late"}
-    return known.get(status, "failed")
-
-
-def bears(row: dict, p99_ms: float) -> bool:
-    """Does the server bear this rate: p99 kept, and hardly a request without an answer?"""
-    unanswered = sum(row[name] for name in ENDS)
-    return row["p99_ms"] is not None and row["p99_ms"] <= p99_ms and unanswered <= LOST * row["sent"]
-
-
-def highest(
-    measure: Callable[[float], dict], first: float, borne: Callable[[dict], bool]
-) -> tuple[float, list[dict]]:
-    """(the highest rate that is borne, a row for every rate tried): doubled or halved from `first`, then bisected.
-
-    The rate is 0 where not even a thousandth of `first` is borne.
-    """
-    rows: list[dict] = []
-
-    def fine(rate: float) -> bool:
-        rows.append(measure(round(rate, 3)))
-        return borne(rows[-1])
-
-    low, high = 0.0, float("inf")
-    rate = first
-    while (low == 0.0 and rate > first / 1000) or high == float("inf"):
-        if fine(rate):
-            low = rate
-        else:
-            high = rate
-        if low and high < float("inf"):
-            break
-        rate = low * 2 if low else high / 2
-    for _ in range(TRIES if low else 0):
-        middle = (low + high) / 2
-        low, high = (middle, high) if fine(middle) else (low, middle)
-    return round(low, 3), rows
 
 
 def write(path: Path, rows: list[dict]) -> None:

@@ -5,14 +5,19 @@ import itertools
 import json
 import multiprocessing
 import random
+import select
+import selectors
 import time
+from collections.abc import Coroutine
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import aiohttp
 
 from configs.errors import UserError
+from serve import quiet
 
+T = TypeVar("T")
 TIMEOUT_S = 60.0  # for a response
 SOON_S = 0.2  # before the first request is sent, for each process to have its job
 MOST_UNDER_WAY = 4000  # requests of a process at a time; a server that far behind has failed
@@ -54,6 +59,24 @@ def asked_once(url: str, headers: dict[str, str], body: bytes) -> dict[str, str]
                         "there? python serve.py --engine DIR --port 8000 starts it") from error  # fmt: skip
 
 
+class _Exact(selectors.EpollSelector):
+    """epoll waits whole milliseconds, to which asyncio rounds up: every request would go half of one late and more.
+
+    That there is something for epoll, select() says as well, and it waits to the microsecond.
+    """
+
+    def select(self, timeout: float | None = None) -> list:
+        if timeout is not None and timeout > 0:
+            select.select([self], [], [], timeout)
+            timeout = 0
+        return super().select(timeout)
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(_Exact())) as runner:
+        return runner.run(work)
+
+
 def in_turn(job: Job) -> list[Sent]:
     """Every body of the job once, one after the other over one connection, whatever time it takes."""
 
@@ -64,13 +87,13 @@ def in_turn(job: Job) -> list[Sent]:
                 await one.ask(body, time.perf_counter() - one.begin)
             return one.sent
 
-    return asyncio.run(ask())
+    return _run(ask())
 
 
 def run(job: Job, processes: int) -> list[Sent]:
     """All that was sent, clients or rate being divided among the processes."""
     if processes == 1:
-        return asyncio.run(_send(job, time.time()))
+        return _run(_send(job, time.time()))
     shares = [job.clients // processes + (place < job.clients % processes) if job.clients else None
               for place in range(processes)]  # fmt: skip
     jobs = [
@@ -94,11 +117,12 @@ def _nothing() -> None:
 
 
 def _sent(job: Job, start: float) -> list[Sent]:
-    return asyncio.run(_send(job, start))
+    return _run(_send(job, start))
 
 
 async def _send(job: Job, start: float) -> list[Sent]:
     """`start`: time.time() at which the first request may go."""
+    quiet.settle()  # the client's own stalls would be counted, too
     await asyncio.sleep(max(start - time.time(), 0.0))
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(

@@ -123,6 +123,7 @@ class WindowQueue:
                 break
         for window in taken:
             self._leave(window)
+        self.oldest()  # lets go of those in front that are gone, and of their requests
         for window in back:
             self._heap.push(window.turn, window)
         return sorted(taken, key=lambda window: window.turn)

@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 
 from configs import __version__
 from configs.errors import UserError
-from serve import head_routes, protocol, repository
+from serve import head_routes, protocol, quiet, repository
 from serve.config import ServerConfig
 from serve.engines import Engines, UnknownEngineError, opener
 from serve.guard import Guard, RefusedError, in_json
@@ -54,6 +54,7 @@ def create_app(config: ServerConfig, engines: Engines | None = None, metrics: Me
     app = FastAPI(title="Retort", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.add_middleware(Guard, metrics=metrics, max_bytes=config.max_bytes, token=token, anyone=ANYONE)  # type: ignore[arg-type]
     app.add_exception_handler(HTTPException, _http_error)
+    app.include_router(head_routes.router(config, engines, metrics))  # first: routes are tried one after the other
 
     @app.get("/v2/health/live")
     async def live() -> Response:
@@ -99,7 +100,6 @@ def create_app(config: ServerConfig, engines: Engines | None = None, metrics: Me
             return Response(told, media_type="application/json")
         return Response(told, media_type="application/octet-stream", headers={protocol.HEADER: str(head)})
 
-    app.include_router(head_routes.router(config, engines, metrics))
     app.include_router(repository.router(engines, bool(token)))
 
     @app.get("/metrics")
@@ -116,7 +116,7 @@ def opened(config: ServerConfig, metrics: Metrics) -> Engines:
     root = Path(config.root) if config.root else None
     if root and not root.is_dir():
         raise UserError(f"--root {root} is no folder; it is the one whose engine folders may be loaded")
-    engines = Engines(opener(config), root, config.drain_s, metrics.watch)
+    engines = Engines(opener(config), root, config.drain_s, metrics.watch, quiet.settle)
     try:
         folder = Path(config.engine)
         engines.load(folder.resolve().name, folder)

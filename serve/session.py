@@ -14,6 +14,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from concurrent.futures import Future
+from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -112,9 +113,10 @@ class Session(ABC):
 
     def split(self, outputs: Logits, lengths: np.ndarray) -> list[tuple[np.ndarray, ...]]:
         """A batch's outputs, sequence by sequence: lengths [B] are the tokens of each."""
-        edges = np.cumsum(lengths)[:-1]
+        ends = np.cumsum(lengths).tolist()
+        spans = [slice(first, last) for first, last in pairwise((0, *ends))]
         parts = [
-            np.split(values, edges) if output.per == "token" else list(values)
+            [values[span] for span in spans] if output.per == "token" else list(values)
             for output, values in zip(self.manifest.outputs, outputs, strict=True)
         ]
         return list(zip(*parts, strict=True))

@@ -1,7 +1,10 @@
 """The load generator: it sends what it says, counts from when a request was due, and finds the rate a server bears."""
 
+import asyncio
 import csv
 import json
+import time
+from dataclasses import replace
 
 import pytest
 import serve_kit
@@ -10,7 +13,7 @@ from test_server_process import process
 
 from configs import options
 from configs.errors import UsageError, UserError
-from serve import load
+from serve import load, load_clients, load_search
 from serve.load_clients import Job, Sent
 
 JOB = Job("http://x", {}, [b""], None, 10.0, 8.0, 1)
@@ -73,30 +76,86 @@ def test_who_is_no_server_of_ours_is_said_in_words(url, questions, tmp_path):
 def test_a_row_leaves_out_the_beginning_and_counts_each_end():
     sent = [Sent(1.0, 5000.0, 200), Sent(3.0, 10.0, 200), Sent(4.0, 30.0, 200), Sent(9.0, 1.0, 200)]
     sent += [Sent(5.0, 1.0, 429), Sent(6.0, 9.0, 504), Sent(7.0, 9.0, 0), Sent(7.5, 9.0, 500)]
-    row = load.summary(sent, JOB)
+    row = load_search.summary(sent, JOB)
     assert (row["sent"], row["answers_per_s"], row["p50_ms"]) == (6, round(2 / 6, 2), 20.0)
     assert [row[name] for name in ("refused", "late", "failed", "lost")] == [1, 1, 1, 1]
 
 
 @pytest.mark.parametrize("truth", [3.0, 40.0, 64.0, 5000.0])
 def test_the_highest_rate_is_found_within_a_hundredth_from_above_and_below(truth):
-    best, rows = load.highest(lambda rate: {"rate": rate}, 50.0, lambda row: row["rate"] <= truth)
+    best, rows = load_search.highest(lambda rate: {"rate": rate}, 50.0, lambda row: row["rate"] <= truth)
     assert truth * 0.97 <= best <= truth
     assert len(rows) < 16
 
 
 def test_a_server_that_bears_nothing_bears_nothing():
-    best, rows = load.highest(lambda rate: {"rate": rate}, 50.0, lambda row: False)
+    best, rows = load_search.highest(lambda rate: {"rate": rate}, 50.0, lambda row: False)
     assert best == 0
     assert len(rows) < 12
 
 
 def test_a_rate_is_borne_with_its_p99_and_hardly_a_request_lost():
     row = {"p99_ms": 9.0, "sent": 1000, "refused": 0, "late": 1, "failed": 0, "lost": 0}
-    assert load.bears(row, 10.0)
-    assert not load.bears(row, 8.0)
-    assert not load.bears(row | {"lost": 1}, 10.0)
-    assert not load.bears(row | {"p99_ms": None}, 10.0)
+    assert load_search.bears(row, 10.0)
+    assert not load_search.bears(row, 8.0)
+    assert not load_search.bears(row | {"lost": 1}, 10.0)
+    assert not load_search.bears(row | {"p99_ms": None}, 10.0)
+
+
+def sending(late: list[int], jobs: list):
+    """A `send` of 100 requests a second of which so many are late, the first time and the next ones."""
+
+    def send(job: Job) -> list[Sent]:
+        jobs.append(job)
+        count = round((job.rate or 0) * job.seconds)
+        number = late[len(jobs) - 1]
+        return [Sent(job.seconds * (place + 0.5) / count, 50.0 if place >= count - number else 1.0, 200)
+                for place in range(count)]  # fmt: skip
+
+    return send
+
+
+@pytest.mark.parametrize(("late", "runs", "borne"), [
+    ([4], 1, True), ([12, 2], 2, True), ([12, 11], 2, False), ([40], 1, False)
+], ids=["kept", "missed by chance", "missed twice", "missed by far"])  # fmt: skip
+def test_a_rate_that_may_have_missed_by_chance_is_tried_again_and_judged_by_both(late, runs, borne):
+    jobs: list[Job] = []
+    job = replace(JOB, rate=100.0, seconds=10.0)
+    row = load_search.measured(sending(late, jobs), job, 10.0, 10.0)
+    assert (len(jobs), load_search.bears(row, 10.0)) == (runs, borne)
+    assert row["sent"] == 750 * runs
+    assert row["answers_per_s"] == pytest.approx(100, abs=1)
+    assert len({one.seed for one in jobs}) == runs
+
+
+@pytest.mark.parametrize(("rate", "seconds"), [(1000.0, 2.0), (200.0, 1000 / 150), (20.0, 8.0)])
+def test_a_low_rate_is_tried_until_a_thousand_requests_count_or_the_limit_is_there(rate, seconds):
+    jobs: list[Job] = []
+    load_search.measured(lambda job: jobs.append(job) or [], replace(JOB, rate=rate, seconds=2.0), 10.0, 8.0)
+    assert jobs[0].seconds == pytest.approx(seconds)
+
+
+def test_what_was_given_up_is_judged_by_what_was_sent_and_not_tried_again():
+    jobs: list[Job] = []
+
+    def send(job: Job) -> list[Sent]:
+        jobs.append(job)
+        return [Sent(place / 100, 50.0, 200) for place in range(100)]
+
+    row = load_search.measured(send, replace(JOB, rate=100.0, seconds=10.0), 10.0, 10.0)
+    assert (len(jobs), row["seconds"], row["sent"]) == (1, 0.99, 74)
+
+
+def test_a_request_goes_when_it_is_due_and_not_a_millisecond_later():
+    async def lateness() -> list[float]:
+        found = []
+        for _ in range(50):
+            begin = time.perf_counter()
+            await asyncio.sleep(0.0003)
+            found.append(time.perf_counter() - begin)
+        return sorted(found)
+
+    assert load_clients._run(lateness())[20] < 0.0009
 
 
 @pytest.mark.parametrize("argv", [

@@ -2,13 +2,14 @@
 
 import csv
 import json
+from contextlib import contextmanager
 
 import pytest
 import serve_kit
 
 from configs import options
 from configs.errors import UserError
-from scripts import measure_server, measure_server_http
+from scripts import measure_server, measure_server_http, measure_server_rows
 from serve.batcher import Batcher
 from serve.load_clients import Job
 from serve.reader import Reader
@@ -38,7 +39,8 @@ def config(root, *argv: object) -> measure_server.MeasureConfig:
 
 
 def test_rates_of_every_kind_are_found_and_one_client_is_taken_apart(root, monkeypatch):
-    monkeypatch.setattr(measure_server.load, "TRIES", 1)
+    monkeypatch.setattr(measure_server, "TRIES", 1)
+    monkeypatch.setattr(measure_server_http, "TRIES", 1)
     told = measure_server.main(config(root, "--padded", root / "padded", "--counts", 4, "--delays", 0,
                                       "--processes", 1))["metrics"]  # fmt: skip
     kinds = [(row["batches"], row["text"], row["over_http"]) for row in told["best"]]
@@ -59,7 +61,7 @@ def test_rates_of_every_kind_are_found_and_one_client_is_taken_apart(root, monke
 
 
 def test_what_fails_is_named_and_what_was_measured_stays(root, monkeypatch):
-    monkeypatch.setattr(measure_server.load, "TRIES", 0)
+    monkeypatch.setattr(measure_server, "TRIES", 0)
     monkeypatch.setattr(measure_server_http, "server", lambda config: 1 / 0)
     with pytest.raises(UserError, match=r"1 failed: one client \(ZeroDivisionError: .*; the rest is in"):
         measure_server.main(config(root, "--no-text"))
@@ -106,3 +108,47 @@ def test_a_device_that_stalls_is_seen_by_those_who_were_due_meanwhile(root):
 def test_engines_of_different_models_are_not_compared(root, tmp_path):
     with pytest.raises(UserError, match="no padded engine of the same model"):
         measure_server.main(config(root, "--padded", root / "packed", "--no-http", "--no-text"))
+
+
+def test_nothing_is_begun_when_the_time_is_over_and_what_is_left_out_is_told(root, monkeypatch, capsys):
+    monkeypatch.setattr(measure_server, "TRIES", 0)
+    told = measure_server.main(config(root, "--padded", root / "padded", "--minutes", 1e-6, "--no-http"))["metrics"]
+    assert told["left_out"] == ["tokens, from text", "by count"]
+    assert [(row["batches"], row["text"]) for row in told["best"]] == [("tokens", "no")]
+    assert "left out after" in capsys.readouterr().out
+
+
+def test_counts_go_from_large_to_small_and_only_the_best_waits_or_is_asked_in_text(root, monkeypatch):
+    looked: list[tuple] = []
+
+    def searched(name, delay, opened, asks, config, beaten=0.0):
+        looked.append((name, delay, isinstance(asks[0], tuple), beaten))
+        rate = {"count 16": 300.0, "count 8": 400.0}.get(name, 100.0)
+        row = dict.fromkeys(measure_server_rows.load.FIGURES) | {"batches": name, "delay_ms": delay, "over_http": False}
+        return [row | {"rate": rate, "borne": rate > beaten, "p99_ms": 1.0}]
+
+    monkeypatch.setattr(measure_server, "searched", searched)
+    measure_server.main(config(root, "--padded", root / "padded", "--no-http", "--counts", 4, 8, 16, "--delays", 0, 2))
+    assert looked[2:] == [("count 16", 0.0, False, 0.0), ("count 8", 0.0, False, 300.0), ("count 4", 0.0, False, 400.0),
+                          ("count 8", 2.0, False, 400.0), ("count 8", 0.0, True, 0.0)]  # fmt: skip
+
+
+def test_servers_of_several_processes_are_measured_where_asked_for(root, monkeypatch):
+    asked: list[int | None] = []
+
+    @contextmanager
+    def server(config, workers=None):
+        asked.append(workers)
+        yield "http://x"
+
+    def highest(config, url, found):
+        return [found(dict.fromkeys(measure_server_rows.load.FIGURES, 0) | {"rate": 9.0, "p99_ms": 1.0})]
+
+    monkeypatch.setattr(measure_server, "TRIES", 0)
+    monkeypatch.setattr(measure_server_http, "server", server)
+    monkeypatch.setattr(measure_server_http, "highest", highest)
+    monkeypatch.setattr(measure_server_http, "one_client", lambda *given: {})
+    told = measure_server.main(config(root, "--workers", 2, 4, "--no-text"))["metrics"]
+    assert asked == [None, 2, 4]
+    assert [row["batches"] for row in told["best"] if row["over_http"]] == ["tokens", "tokens, 2 workers",
+                                                                            "tokens, 4 workers"]  # fmt: skip

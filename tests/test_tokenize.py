@@ -176,3 +176,29 @@ def test_windows_line_ends_and_line_separators_as_pieces_do_not_shift_ids(tmp_pa
     tokenizer = Tokenizer(path)
     assert tokenizer.encode_batch(["the"])[0].ids == [5]
     assert tokenizer.mask_id is None
+
+
+def test_a_word_that_was_met_before_is_not_cut_again(vocab: Path, monkeypatch):
+    tokenizer = Tokenizer(vocab)
+    cut, real = [], tokenizer._cut_words
+    monkeypatch.setattr(tokenizer, "_cut_words", lambda words: cut.append(sorted(words)) or real(words))
+    first = tokenizer.encode_flat(["the towers was built", "the tower"])
+    again = tokenizer.encode_flat(["built the\ttower", "caf\u00e9"])
+    assert cut == [["built", "the", "tower", "towers", "was"], ["caf\u00e9"]]
+    assert first.start[-1] == len(first.ids)
+    for text, part in zip(["built the\ttower", "caf\u00e9"], again.parted(1), strict=True):
+        (plain,) = tokenizer.encode_batch([text])
+        assert part.ids.tolist() == plain.ids
+        assert part.offsets.tolist() == [list(pair) for pair in plain.offsets]
+        assert part.start.tolist() == [0, len(plain.ids)]
+
+
+def test_the_words_that_are_kept_are_few_and_short(vocab: Path, monkeypatch):
+    monkeypatch.setattr(tokenize, "MOST_WORDS", 50)
+    tokenizer = Tokenizer(vocab)
+    for place in range(100):
+        text = f"the {'x' * 65} " + " ".join(f"w{place}a{number}" for number in range(9))
+        assert tokenizer.encode_flat([text]).ids.tolist() == tokenizer.encode_batch([text])[0].ids
+        assert len(tokenizer._known) <= 50
+    assert "the" in tokenizer._known
+    assert not [word for word in tokenizer._known if len(word) > 64]
