@@ -12,7 +12,7 @@ import tiny
 
 from configs.errors import UserError
 from export import checkpoint, files, first_difference, graph, plan_runner, runners, verify
-from export.comparison import Comparison, Figure, Questions, Tolerance, bootstrap, compare, worst
+from export.comparison import Comparison, Figure, Questions, Tolerance, bootstrap, compare, table, worst
 from export.first_difference import find
 from serve import gpu
 from serve import manifest as manifests
@@ -90,6 +90,28 @@ def test_another_answer_is_seen_in_every_figure(questions, reference):
     answers = questions.answers((start, end))
     name = questions.dataset.examples[questions.features.example[3]].id
     assert answers[name] != questions.answers(reference)[name]
+
+
+def test_an_answer_that_the_checkpoint_decides_by_rounding_is_no_change(questions, reference):
+    features = questions.features
+    name, rows = questions.dataset.examples[1].id, np.flatnonzero(features.example == 1)
+    first = features.query_length(rows[0]) + 2  # token of the context
+
+    def leading(lead: float):
+        """Logits with which the first word leads the third by four times this."""
+        sides = tuple([row.copy() for row in rows] for rows in reference)
+        for side in sides:
+            for row in rows:
+                side[row][:] = -9
+            side[rows[0]][[first, first + 2]] = 5 + lead, 5 - lead
+        return sides
+
+    broken = compare(questions, leading(-5e-5), leading(5e-5))
+    assert questions.answers(leading(-5e-5))[name] != questions.answers(leading(5e-5))[name] != ""
+    assert (broken.answers_changed, broken.ties) == (0, 1)
+    assert "besides 1 that the checkpoint leaves to rounding" in table(broken, 24, len(features))
+    changed = compare(questions, leading(-5e-5), leading(1e-3))
+    assert (changed.answers_changed, changed.ties) == (pytest.approx(100 / len(questions.dataset.examples)), 0)
 
 
 def test_with_version_2_the_runs_threshold_decides_what_has_no_answer(tmp_path):
