@@ -21,7 +21,7 @@ from model.config import BertConfig
 from model.dropout import dropout
 from model.gelu import bias_gelu
 from model.layer_norm import layer_norm
-from model.recompute import recomputed
+from model.recompute import anew, recomputed
 
 
 @dataclass
@@ -123,18 +123,25 @@ class Layer(keras.layers.Layer):
         batch, length = _leading(x)
         x = tf.reshape(x, (-1, c.hidden))  # [B * S, H]: two axes leave XLA no choice of their order in memory
         qkv = tf.reshape(self.qkv(x), (batch, length, 3, c.heads, c.head_size))
-        query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]  # [B, S, N, D]
+        query, key, value = tf.unstack(qkv, axis=2)  # [B, S, N, D]; three slices' gradients would be padded and added
 
         scores = scaled_scores(query, key) if "scores" in want else None
         context = attend(
             query, key, value, padding_mask, rate=c.attention_dropout, seed=_site(seed, 0), scores=scores, fused=fused
         )
         context = tf.reshape(context, (-1, c.hidden))
-        x = self.attention_norm(x + dropout(self.attention_out(context), c.dropout, _site(seed, 1)))
+        x = self.attention_norm(_residual(x) + dropout(self.attention_out(context), c.dropout, _site(seed, 1)))
 
         inner = bias_gelu(self.ffn_in.product(x), self.ffn_in.bias.value, c.gelu)  # [B * S, I]
-        x = self.ffn_norm(x + dropout(self.ffn_out(inner), c.dropout, _site(seed, 2)))
+        x = self.ffn_norm(_residual(x) + dropout(self.ffn_out(inner), c.dropout, _site(seed, 2)))
         return tf.reshape(x, (batch, length, c.hidden)), scores, (query, key, value)
+
+
+@tf.custom_gradient
+def _residual(x):
+    """x, past a block. On the way back the gradient that comes past the block is kept as a tensor of its own, so that
+    XLA has the block's last product add to it (cuBLAS's beta) instead of adding the product's result in a kernel."""
+    return tf.identity(x), lambda upstream: anew(upstream)[0]
 
 
 def _site(seed, index: int):

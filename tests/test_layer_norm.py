@@ -52,6 +52,14 @@ def test_value_and_gradients_equal_float64_up_to_rounding_to_the_dtype(dtype, co
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=2e-5)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_mean_of_fifty_deviations_costs_less_than_the_rounding_of_y(dtype):
+    x = tf.cast(100.0 + 2.0 * drawn(64, 768), dtype)
+    y = layer_norm(x, tf.ones(768), tf.zeros(768), EPSILON)
+    want = in_float64(tf.cast(x, tf.float64), 1.0, 0.0)
+    np.testing.assert_allclose(tf.cast(y, tf.float64), want, rtol=ROUNDING[dtype] / 2, atol=1e-5)
+
+
 def test_a_row_of_one_value_has_a_finite_gradient():
     x = tf.ones((2, 8), tf.float16)
     y, dx, *_ = with_gradients(
