@@ -5,6 +5,7 @@ import json
 import os
 import socket
 import sys
+import threading
 from pathlib import Path
 from unittest import mock
 
@@ -14,9 +15,11 @@ import tensorflow as tf
 import tiny
 
 from configs.errors import UsageError, UserError
+from data import batches
 from train import hardware
 from train.optimizer import AdamW
 from train.precision import LossScale
+from train.prepare import epoch_batches
 from train.step import Step
 
 STEPS = 20
@@ -90,17 +93,51 @@ def test_a_batch_that_cannot_be_shared_out_is_refused(tmp_path):
         tiny.train(tiny.arguments(tmp_path), machine)
 
 
-def test_two_devices_of_one_machine_compute_what_one_computes(tmp_path):
-    process = tiny.start([str(tmp_path / "seen.json")], ("tests/test_workers.py",), PYTHONPATH=str(tiny.ROOT))
-    code, _, output = tiny.finish(process)
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory) -> dict:
+    """What the process with two devices saw."""
+    path = tmp_path_factory.mktemp("two") / "seen.json"
+    code, _, output = tiny.finish(tiny.start([str(path)], ("tests/test_workers.py",), PYTHONPATH=str(tiny.ROOT)))
     assert code == 0, output
-    seen = json.loads((tmp_path / "seen.json").read_text(encoding="utf-8"))
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_two_devices_of_one_machine_compute_what_one_computes(seen):
     assert seen["replicas"] == 2
     np.testing.assert_allclose(seen["two"], seen["one"], rtol=1e-5, atol=1e-6)
-    assert [line[-1] for line in seen["one"]] == [8, 8, 8, 8, 4, 4, 4, 4]  # the third batch spoilt the second pair
+    assert [line[-1] for line in seen["one"]] == [8] * 4 + [4] * 7  # the third batch spoilt the second pair
     for copies in seen["copies"].values():
         np.testing.assert_array_equal(copies[0], copies[1])
-    assert seen["seeds"][0] != seen["seeds"][1]  # dropout differs between replicas
+
+
+def test_every_replica_counts_steps_by_itself_and_the_host_sets_them_where_it_must(seen):
+    assert seen["told"] == [30, 4]  # not 0 to 7, nor 31
+    assert seen["ticks"] == [[0, 5], [0, 5]]
+
+
+def test_dropout_differs_between_replicas_and_steps_and_is_that_of_the_step_when_a_run_goes_on(seen):
+    one, two = seen["streams"]["one"], seen["streams"]["two"]
+    numbers = np.array([*range(8), 30, 31, 4])
+    assert one == (64 * numbers).tolist()
+    assert two == (64 * numbers + (64 * numbers + 1)).tolist()  # the sum of both replicas' streams
+
+
+def test_all_gradients_and_the_report_are_summed_by_one_collective_a_device(seen):
+    assert seen["collectives"] == 2
+
+
+def test_batches_come_in_order_each_share_on_its_own_device(seen):
+    fed = seen["fed"]
+    assert fed["rest"] == fed["whole"][9:]
+    for batch in fed["whole"]:
+        assert [share["device"][-5:] for share in batch["shares"]] == ["CPU:0", "CPU:1"]
+        assert [share["type"] for share in batch["shares"]] == ["uint32", "uint32"]  # int32 would lie on the host
+        first, second = (share["token_ids"] for share in batch["shares"])
+        mixed = np.stack([first, second], axis=1).reshape(4, -1)
+        np.testing.assert_array_equal(mixed, batch["token_ids"])
+        assert sum(sum(share["weight"]) for share in batch["shares"]) == batch["rows"]
+    assert [batch["rows"] for batch in fed["whole"]] == [4] * 16 + [2]
+    assert fed["threads"] == [True, False]  # while batches come, and after nobody wants any more
 
 
 def _small_step(strategy) -> tuple[Step, dict]:
@@ -111,20 +148,26 @@ def _small_step(strategy) -> tuple[Step, dict]:
 
         def objective(given, seed):
             loss = tf.square(given["x"] @ weights["w.kernel"] - given["y"])
-            return {"loss": tf.reduce_sum(tf.reduce_sum(loss, axis=1) * given["weight"])}
+            stream = tf.cast(seed[1] // 2**20, tf.float32)  # dropout is a function of it
+            return {"loss": tf.reduce_sum(tf.reduce_sum(loss, axis=1) * given["weight"]), "stream": stream}
 
-        return Step(objective, optimizer, scale, batch_size=8, accumulate=2, strategy=strategy), weights
+        parts = ("loss", "stream")
+        step = Step(objective, optimizer, scale, batch_size=8, parts=parts, accumulate=2, strategy=strategy)
+        return step, weights
 
 
 def _two_devices(out: Path) -> None:
-    """The same eight batches (one of them infinite) on one device and on two; what was seen, into a file."""
+    """The same batches (one of them infinite) on one device and on two; what was seen, into a file."""
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     (one, _), (two, weights) = _small_step(None), _small_step(strategy)
-    seen: dict = {"replicas": strategy.num_replicas_in_sync, "one": [], "two": []}
+    seen: dict = {"replicas": strategy.num_replicas_in_sync, "one": [], "two": [], "told": []}
+    seen["streams"] = {"one": [], "two": []}
+    clock = two._clock
+    two._clock = lambda number: seen["told"].append(number) or clock(number)
     random = np.random.default_rng(0)
-    for number in range(8):
+    for number in (*range(8), 30, 31, 4):
         given = {"x": random.normal(size=(8, 4)), "y": random.normal(size=(8, 3)), "weight": np.arange(8) < 7}
         given = {name: value.astype(np.float32) for name, value in given.items()} | {
             "token_ids": np.zeros((8, 1), np.int32)
@@ -139,32 +182,63 @@ def _two_devices(out: Path) -> None:
         for name, step, batch in (("one", one, given), ("two", two, shared)):
             numbers = step(
                 {key: tf.constant(value) for key, value in batch.items()} if name == "one" else batch, number
-            )
-            seen[name].append(np.nan_to_num(numbers.numpy(), posinf=-1, nan=-1).tolist())
+            ).numpy()
+            seen["streams"][name].append(round(float(numbers[1]) * 7))  # a mean over seven rows
+            seen[name].append(np.nan_to_num(np.delete(numbers, 1), posinf=-1, nan=-1).tolist())
     everything = {**two.variables(), **weights}
-    seen["copies"] = {
+    copies = {
         name: [copy.numpy().tolist() for copy in strategy.experimental_local_results(variable)]
-        for name, variable in everything.items()
+        for name, variable in {**everything, "ticks": two._ticks}.items()
     }
-    seen["seeds"] = _seeds(two)
+    seen["ticks"], seen["copies"] = copies.pop("ticks"), copies
+    graph = two._run.get_concrete_function(shared).graph
+    seen["collectives"] = sum(operation.type == "CollectiveReduceV2" for operation in graph.get_operations())
+    seen["fed"] = _fed(strategy)
     out.write_text(json.dumps(seen), encoding="utf-8")
 
 
-def _seeds(step: Step) -> list[list[int]]:
-    """What each replica draws in the same step."""
-    noticed = []
+class _Windows:
+    """Windows of two tokens, which are their number and its square; three parcels of batches of four."""
 
-    def objective(given, seed):
-        noticed.append(seed)
-        return {"loss": tf.reduce_sum(given["weight"])}
+    together, length = 1, np.full(66, 2)
 
-    @tf.function(autograph=False)
-    def seed_of(index: int):
-        step._backward_body({"weight": tf.ones(1)}, tf.constant([1, 5], tf.int64), index)
-        return noticed[-1]
+    @staticmethod
+    def assemble(rows, pad_to: int) -> dict[str, np.ndarray]:
+        return {"token_ids": np.stack([rows, rows**2], axis=1).astype(np.int32)}
 
-    step.objective = objective
-    return [seed_of(index).numpy().tolist() for index in (0, 1)]
+
+def _fed(strategy) -> dict:
+    """Batches of an epoch as two devices get them: the whole, the rest from the tenth on, and one that is the last."""
+    machine = hardware.Hardware(False, strategy, rank=0, ranks=1, chief=True)
+    settings = mock.Mock(batch_size=4, seed=3)
+    plan = batches.plan(_Windows.length, 4, (2,), seed=3, epoch=1)
+
+    def fed(first: int):
+        return epoch_batches(_Windows, (2,), settings, machine, 1, first)
+
+    def told(batch: dict, rows: int, given: dict) -> dict:
+        ids, weights = (strategy.experimental_local_results(batch[name]) for name in ("token_ids", "weight"))
+        shares = [
+            {
+                "device": share.device,
+                "type": share.dtype.name,
+                "token_ids": share.numpy().view(np.int32).tolist(),
+                "weight": weight.numpy().tolist(),
+            }
+            for share, weight in zip(ids, weights, strict=True)
+        ]
+        return {"shares": shares, "rows": rows, "token_ids": given["token_ids"].tolist()}
+
+    def epoch(first: int) -> list:
+        own = batches.batches(_Windows, plan, first)  # type: ignore[arg-type]
+        return [told(*pair, given) for pair, given in zip(fed(first), own, strict=True)]
+
+    left = fed(0)
+    next(left)
+    threads = [any(thread.name == "batches" for thread in threading.enumerate())]
+    left.close()
+    threads.append(any(thread.name == "batches" for thread in threading.enumerate()))
+    return {"whole": epoch(0), "rest": epoch(9), "threads": threads}
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -253,15 +253,19 @@ def epoch_batches(
         with contextlib.closing(stream):
             yield from zip(stream, real, strict=True)
         return
-    local = machine.replicas // machine.ranks
+    devices = machine.strategy.extended.worker_devices  # of this process
     own = batches.batches(features, plan, first, machine.rank, machine.ranks, extend)
-    for batch, rows in zip(own, real, strict=True):
+    stream = batches.prefetched(own, upload=partial(batches.shares_uploaded, devices), unpack=batches.shares_unpacked)
+    with contextlib.closing(stream):
+        for shares, rows in zip(stream, real, strict=True):
+            yield on_replicas(machine.strategy, shares), rows
 
-        def share(context, batch=batch):
-            index = context.replica_id_in_sync_group % local
-            return {name: tf.constant(batches.rank_rows(value, index, local)) for name, value in batch.items()}
 
-        yield machine.strategy.experimental_distribute_values_from_function(share), rows
+def on_replicas(strategy: tf.distribute.Strategy, shares: Sequence[dict[str, tf.Tensor]]):
+    """A batch of per-replica values of what lies on each device of this process."""
+    return strategy.experimental_distribute_values_from_function(
+        lambda context: shares[context.replica_id_in_sync_group % len(shares)]
+    )
 
 
 def describe(config: TrainConfig, source: weights.Published, tokenizer, train_set, head: Head) -> run_folder.RunInfo:

@@ -13,6 +13,7 @@ import keras
 import tensorflow as tf
 
 from model.recompute import anew
+from train import packs
 
 MEASURED = (
     "gradient_norm",
@@ -71,7 +72,10 @@ class Step:
         self._update = tf.function(self._update_body, autograph=False, jit_compile=True)
         if strategy is None:
             self._run = tf.function(self._one_device, autograph=False, jit_compile=jit or None)
-        else:  # collectives stay outside of XLA
+        else:  # collectives stay outside of XLA, and nothing else does
+            self._before_sum = tf.function(self._before_sum_body, autograph=False, jit_compile=jit or None)
+            self._after_sum = tf.function(self._after_sum_body, autograph=False, jit_compile=True)
+            self._layout: packs.Layout | None = None  # of what is summed; known when the first half is traced
             self._run = tf.function(self._many_devices, autograph=False)
 
     def variables(self) -> dict[str, tf.Variable]:
@@ -107,14 +111,12 @@ class Step:
     def __call__(self, batch: dict, step: int) -> tf.Tensor:
         """Consume one batch; returns float32 [len(measured)] without waiting for the device.
 
-        batch: int32 [B, S] and float32 `weight` [B] (per-replica values under a strategy); step: batches consumed
-        before.
+        batch: int32 [B, S] and float32 `weight` [B]; under a strategy per-replica values, in which uint32 stands for
+        int32 of the same bits (`data/batches.py`, unpacked); step: batches consumed before.
         """
         ids = batch["token_ids"]
         ids = self.strategy.experimental_local_results(ids)[0] if self.strategy else ids
         self.shapes.add(tuple(ids.shape))
-        if self.strategy is not None:
-            return self._run(batch, self._clock(step))
         if self._ticked != (self.seed, step):
             self._ticks.assign(self._clock(step))
         self._ticked = None  # whatever happens in the step
@@ -145,18 +147,34 @@ class Step:
         self._ticks.assign_add(tf.constant([0, 1], tf.int64))
         return report
 
-    def _many_devices(self, batch, clock):
+    def _many_devices(self, batch):
+        """Two compiled programs a replica, and the collectives between them: whatever else is done here would be a
+        kernel by itself, and launched while the GPU waits, for the host goes on only after the sum is there."""
         strategy = self.strategy
         assert strategy is not None
 
         def replica(batch):
             context = tf.distribute.get_replica_context()
             index = int(tf.get_static_value(context.replica_id_in_sync_group))  # a constant tensor otherwise
-            gradients, report = self._backward(batch, clock, index)
-            *gradients, report = context.all_reduce(tf.distribute.ReduceOp.SUM, [*gradients, report])
-            return self._finish(gradients, report, index)
+            flats = self._before_sum(batch, index)
+            flats = [context.all_reduce(tf.distribute.ReduceOp.SUM, flat) for flat in flats]
+            return self._after_sum(flats, index)
 
         return strategy.experimental_local_results(strategy.run(replica, args=(batch,)))[0]
+
+    def _before_sum_body(self, batch, replica):
+        """This replica's gradients and report, packed; its own copy of the clock is read and moved on."""
+        batch = {name: tf.bitcast(x, tf.int32) if x.dtype == tf.uint32 else x for name, x in batch.items()}
+        ticks = self._local(replica)(self._ticks)
+        gradients, report = self._backward_body(batch, tf.identity(ticks), replica)
+        ticks.assign_add(tf.constant([0, 1], tf.int64))
+        flats, self._layout = packs.pack([*gradients, report])
+        return flats
+
+    def _after_sum_body(self, flats, replica):
+        assert self._layout is not None
+        *gradients, report = packs.unpack(flats, self._layout)
+        return self._finish(gradients, report, replica)
 
     def _backward_body(self, batch, clock, replica):
         """Gradients of scale * loss / batch_size, float32 [...] each, and [weight, parts...] summed over the rows."""
