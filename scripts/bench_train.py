@@ -6,6 +6,9 @@
 
     full    the step of train.py on full batches of random tokens, without padding, that stay on the device
     memory  the same with --recompute
+    mirrored
+            the same on all GPUs of the machine (train.py --distribute mirrored) with --batch rows on each, which is
+            weak scaling, beside the step of one GPU
     real    the whole of train.py on SQuAD, batches by length bucket, beside a PyTorch loop that pads every window to
             384 tokens, from the same weights and settings; windows a second after the first epoch, F1 by seed
     input   what input, logging and evaluation add to the steps of `real`
@@ -19,6 +22,7 @@ Each row is in the file as soon as it is measured. What fails is named, the rest
 """
 
 import csv
+import dataclasses
 import datetime
 import itertools
 import os
@@ -45,7 +49,7 @@ COLUMNS = [
     "first_step_s", "compiled_shapes", "value", "device", "versions", "date",
 ]  # fmt: skip
 KEY = ("part", "framework", "model", "precision", "detail", "batch", "tokens", "device")
-PARTS = ("full", "memory", "real", "input", "first")
+PARTS = ("full", "memory", "mirrored", "real", "input", "first")
 Job = tuple[str, Callable[[], Iterable[dict]]]  # what, and a function that measures it and gives its rows
 
 
@@ -56,11 +60,11 @@ class BenchConfig:
     parts: tuple[str, ...] = setting(("full",), help=f"any of {', '.join(PARTS)}")
     compare: str = setting("none", choices=("none", "torch"), help="torch: PyTorch's compiled AMP step beside ours")
     out: str = setting("results/train_speed.csv", help="CSV to write; the plot stands beside it")
-    models: tuple[str, ...] = setting(("bert-base", "minilm-l6"), help="sizes by name (full, memory, first)")
+    models: tuple[str, ...] = setting(("bert-base", "minilm-l6"), help="sizes by name (all but real, input)")
     precisions: tuple[str, ...] = setting(("float16",), help="compute types")
     xla: tuple[str, ...] = setting(("on",), help="off, on or both (full)")
     attention_dropout: float = setting(0.0, least=0.0, most=0.9, help="rate of attention probabilities")
-    batch: int = setting(32, least=1, help="sequences a step")
+    batch: int = setting(32, least=1, help="sequences a step; of mirrored, on each GPU")
     tokens: int = setting(384, least=8, most=512, help="tokens a sequence")
     steps: int = setting(20, least=1, help="steps a repetition")
     repetitions: int = setting(5, least=1, help="the median counts")
@@ -81,6 +85,12 @@ def main(config: BenchConfig) -> dict:
         raise UsageError(f"--parts {unknown[0]} is not known; choose from {', '.join(PARTS)}")
     if {"real", "input"} & set(config.parts) and not (config.train and config.dev):
         raise UsageError("the parts real and input need questions: --train FILE --dev FILE")
+    gpus = len(tf.config.list_physical_devices("GPU"))
+    if "mirrored" in config.parts and gpus < 2:
+        raise UserError(
+            f"the part mirrored needs at least 2 GPUs and TensorFlow sees {gpus}; run it on a machine with more, let "
+            "CUDA_VISIBLE_DEVICES name them, or leave it out of --parts"
+        )
     if config.compare == "torch":
         bench_train_peer.check()  # before minutes are spent on our side
     machine = hardware.prepare("auto", "none", False, 1)
@@ -130,6 +140,8 @@ def jobs(config: BenchConfig, machine: hardware.Hardware) -> Iterator[Job]:
                 yield what, partial(bench_train_first.rows, variant())
             elif part == "memory":
                 yield what, partial(timed, variant(xla=config.xla[0] == "on", recompute=True))
+            elif part == "mirrored":
+                yield what, partial(mirrored_rows, config, machine, variant(xla=config.xla[0] == "on"))
             else:
                 for xla in config.xla:
                     yield f"{what}, XLA {xla}", partial(timed, variant(xla=xla == "on"))
@@ -153,9 +165,20 @@ def about(variant: Variant, detail: str) -> dict:
     }
 
 
-def step_rows(part: str, config: BenchConfig, machine: hardware.Hardware, variant: Variant) -> Iterator[dict]:
+def mirrored_rows(config: BenchConfig, machine: hardware.Hardware, variant: Variant) -> Iterator[dict]:
+    """One GPU, then all of them with as many rows each."""
+    yield from step_rows("mirrored", config, machine, variant, "1 GPU")
+    all_gpus = hardware.prepare("auto", "mirrored", False, 1)
+    whole = dataclasses.replace(variant, batch=variant.batch * all_gpus.replicas)
+    yield from step_rows("mirrored", config, all_gpus, whole, f"{all_gpus.replicas} GPUs, mirrored")
+
+
+def step_rows(
+    part: str, config: BenchConfig, machine: hardware.Hardware, variant: Variant, where: str = ""
+) -> Iterator[dict]:
     timed = measure(variant, machine, config.steps, config.repetitions)
-    words = [timed.attention, "attention", *(["recompute"] if variant.recompute else [])]
+    words = [*([f"{where},"] if where else []), timed.attention, "attention"]
+    words += ["recompute"] if variant.recompute else []
     detail = " ".join(words) + ("" if variant.xla else ", no XLA")
     shapes = {"compiled_shapes": 1 if variant.xla else 0}
     yield {"part": part, "framework": "retort"} | about(variant, detail) | figures(variant, vars(timed)) | shapes
@@ -208,6 +231,11 @@ def table(rows: list[dict]) -> str:
         same = [row for row in rows if (row["part"], row["model"], row["precision"]) == (part, model, kind)]
         ours = [row["seq_per_s"] for row in same if row["framework"] == "retort" and row["seq_per_s"] != ""]
         peers = [row["seq_per_s"] for row in same if row["framework"] == "torch.compile"]
+        one = [row["seq_per_s"] for row in same if row["detail"].startswith("1 GPU,")]
+        for row in same:
+            if one and " GPUs, mirrored" in row["detail"]:
+                gpus = row["detail"].split(",")[0]
+                lines.append(f"{part} {model} {kind}, {gpus}: {row['seq_per_s'] / one[0]:.2f} x one")
         if ours and peers:
             best = max if part == "full" else statistics.mean  # of all XLA settings, or of all seeds
             lines.append(f"{part} {model} {kind}: {best(ours) / best(peers):.3f} x torch.compile")

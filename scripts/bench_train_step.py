@@ -15,12 +15,13 @@ import numpy as np
 import tensorflow as tf
 
 from configs.errors import UserError
+from data import batches
 from heads import default
 from model.config import NAMED
 from model.heads import HeadModel
 from train import hardware, precision
 from train.config import TrainConfig
-from train.prepare import make_step
+from train.prepare import make_step, on_replicas
 
 WARM_UP = 5  # steps after the first that are not counted
 
@@ -53,9 +54,10 @@ def build(variant: Variant, machine: hardware.Hardware) -> tuple[Any, str]:
     chosen = precision.choose(variant.precision, machine.gpu)
     size = dataclasses.replace(NAMED[variant.model], attention_dropout=variant.attention_dropout)
     fused, _ = hardware.use_fused_attention(machine.gpu, variant.xla, chosen, size.attention_dropout)
-    model = HeadModel(default(), size, chosen.policy, fused, variant.recompute)
     settings = TrainConfig(model=variant.model, data="-", out="-", batch_size=variant.batch)
-    step = make_step(model, settings, chosen, variant.xla, machine, 1000)
+    with machine.scope():
+        model = HeadModel(default(), size, chosen.policy, fused, variant.recompute)
+        step = make_step(model, settings, chosen, variant.xla, machine, 1000)
     return step, "fused" if fused and not size.attention_dropout else "blocks"
 
 
@@ -76,12 +78,20 @@ def on_device(rows: dict[str, np.ndarray]) -> dict[str, tf.Tensor]:
     return {name: tf.identity(tf.constant(value)) for name, value in rows.items()}
 
 
+def on_devices(rows: dict[str, np.ndarray], machine: hardware.Hardware):
+    """A batch on the device, or on all devices of this process its share, as the input of train.py leaves it there."""
+    if machine.strategy is None:
+        return on_device(rows)
+    shares = batches.shares_uploaded(machine.strategy.extended.worker_devices, [rows])
+    return on_replicas(machine.strategy, batches.shares_unpacked(shares)[0])
+
+
 def measure(variant: Variant, machine: hardware.Hardware, steps: int, repetitions: int) -> Timed:
-    """Time the step on one batch that stays on the device."""
+    """Time the step on one batch that stays on the device or devices; the memory is that of the first."""
     gc.collect()  # models and steps refer to each other: what was timed before is not gone by itself
     before = used_bytes(machine)
     step, attention = build(variant, machine)
-    batch = on_device(random_rows(variant))
+    batch = on_devices(random_rows(variant), machine)
     start = time.perf_counter()
     step(batch, 0).numpy()
     first = time.perf_counter() - start

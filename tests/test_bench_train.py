@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -58,6 +59,31 @@ def test_the_table_says_how_much_faster_ours_is():
     seeds = [row(part="real", seq_per_s=rate) for rate in (150.0, 250.0)] + [row(part="real", **torch)]
     assert "real m float16: 2.000 x torch.compile" in table(seeds)
     assert " x " not in table([row(seq_per_s=125.0)])
+
+
+def test_all_gpus_are_timed_beside_one_with_as_many_rows_on_each(tmp_path, monkeypatch, capsys):
+    def prepare(device, distribute, *_):
+        strategy = Mock(num_replicas_in_sync=4) if distribute == "mirrored" else None
+        return hardware.Hardware(False, strategy, 0, 1, True)
+
+    def measure(variant, machine, *_):
+        return bench_train_step.Timed(12.5 if machine.strategy else 10.0, 1.5, 2.0, "fused")
+
+    monkeypatch.setattr(hardware, "prepare", prepare)
+    monkeypatch.setattr(bench_train.tf.config, "list_physical_devices", lambda _: ["GPU"] * 4)
+    monkeypatch.setattr(bench_train, "measure", measure)
+    bench("--parts", "mirrored", "--out", tmp_path / "s.csv")
+    assert [(r["detail"], r["batch"], r["seq_per_s"]) for r in read(tmp_path / "s.csv")] == [
+        ("1 GPU, fused attention", "2", "200.0"), ("4 GPUs, mirrored, fused attention", "8", "640.0")
+    ]  # fmt: skip
+    assert "mirrored bert-tiny float32, 4 GPUs: 3.20 x one" in capsys.readouterr().out
+
+
+def test_one_gpu_is_no_machine_for_the_part_mirrored(monkeypatch):
+    monkeypatch.setattr(bench_train.tf.config, "list_physical_devices", lambda _: ["GPU"])
+    monkeypatch.setattr(hardware, "prepare", lambda *_: pytest.fail("begun"))
+    with pytest.raises(UserError, match="at least 2 GPUs and TensorFlow sees 1"):
+        bench("--parts", "full", "mirrored")
 
 
 def test_what_fails_is_named_and_the_others_are_measured(tmp_path, monkeypatch, capsys):

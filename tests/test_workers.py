@@ -165,7 +165,7 @@ def _two_devices(out: Path) -> None:
     seen: dict = {"replicas": strategy.num_replicas_in_sync, "one": [], "two": [], "told": []}
     seen["streams"] = {"one": [], "two": []}
     clock = two._clock
-    two._clock = lambda number: seen["told"].append(number) or clock(number)
+    two._clock = lambda step: seen["told"].append(step) or clock(step)
     random = np.random.default_rng(0)
     for number in (*range(8), 30, 31, 4):
         given = {"x": random.normal(size=(8, 4)), "y": random.normal(size=(8, 3)), "weight": np.arange(8) < 7}
@@ -231,7 +231,7 @@ def _fed(strategy) -> dict:
 
     def epoch(first: int) -> list:
         own = batches.batches(_Windows, plan, first)  # type: ignore[arg-type]
-        return [told(*pair, given) for pair, given in zip(fed(first), own, strict=True)]
+        return [told(batch, rows, given) for (batch, rows), given in zip(fed(first), own, strict=True)]
 
     left = fed(0)
     next(left)

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -241,8 +241,8 @@ def compiled_step(
 
 def epoch_batches(
     features, edges, config: RunConfig, machine: Hardware, epoch: int, first: int, extend=None
-) -> Iterator[tuple]:
-    """(batch on the device or devices, real rows) from the epoch's first-th batch on.
+) -> Generator[tuple, None, None]:
+    """(batch on the device or devices, real rows) from the epoch's first-th batch on; closing it ends its thread.
 
     extend: numpy batch -> the same with more arrays [B, S, ...] (a teacher's cached outputs).
     """
