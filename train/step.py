@@ -9,6 +9,8 @@ and returns
 so that the mean over a batch that is spread over devices is the mean over the whole batch.
 """
 
+from typing import Any
+
 import keras
 import tensorflow as tf
 
@@ -77,6 +79,9 @@ class Step:
             self._after_sum = tf.function(self._after_sum_body, autograph=False, jit_compile=True)
             self._layout: packs.Layout | None = None  # of what is summed; known when the first half is traced
             self._run = tf.function(self._many_devices, autograph=False)
+            # By shape of the batch: to find the one among them, tf.function hashes all variables at every call, a
+            # millisecond, and the devices wait for it.
+            self._traced: dict[tuple[int, ...], Any] = {}
 
     def variables(self) -> dict[str, tf.Variable]:
         """Everything to save beside the weights: slots, schedule, loss scale, gradients summed so far."""
@@ -116,11 +121,14 @@ class Step:
         """
         ids = batch["token_ids"]
         ids = self.strategy.experimental_local_results(ids)[0] if self.strategy else ids
-        self.shapes.add(tuple(ids.shape))
+        shape = tuple(ids.shape)
+        self.shapes.add(shape)
+        if self.strategy is not None and shape not in self._traced:
+            self._traced[shape] = self._run.get_concrete_function(batch)
         if self._ticked != (self.seed, step):
             self._ticks.assign(self._clock(step))
         self._ticked = None  # whatever happens in the step
-        report = self._run(batch)
+        report = self._run(batch) if self.strategy is None else self._traced[shape](batch)
         self._ticked = (self.seed, step + 1)
         return report
 
