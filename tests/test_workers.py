@@ -137,6 +137,7 @@ def test_batches_come_in_order_each_share_on_its_own_device(seen):
         np.testing.assert_array_equal(mixed, batch["token_ids"])
         assert sum(sum(share["weight"]) for share in batch["shares"]) == batch["rows"]
     assert [batch["rows"] for batch in fed["whole"]] == [4] * 16 + [2]
+    assert fed["copied"] == ["CPU:0", "CPU:1"]  # by the thread beside, not by the one that unpacks
     assert fed["threads"] == [True, False]  # while batches come, and after nobody wants any more
 
 
@@ -238,7 +239,13 @@ def _fed(strategy) -> dict:
     threads = [any(thread.name == "batches" for thread in threading.enumerate())]
     left.close()
     threads.append(any(thread.name == "batches" for thread in threading.enumerate()))
-    return {"whole": epoch(0), "rest": epoch(9), "threads": threads}
+    copied = batches.shares_uploaded(strategy.extended.worker_devices, [_Windows.assemble(np.arange(4), 2)])
+    return {
+        "whole": epoch(0),
+        "rest": epoch(9),
+        "threads": threads,
+        "copied": [parcel.flat.device[-5:] for _, parcel in copied],
+    }
 
 
 if __name__ == "__main__":
