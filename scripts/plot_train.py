@@ -33,13 +33,16 @@ def main(config: PlotConfig) -> dict:
 def draw(rows: list[dict], path: Path) -> Path:
     """Bars of sequences a second, a group for each part, model and precision, one scale for each model."""
     rows = [row for row in rows if row["seq_per_s"] and row["part"] in ("full", "memory", "real")]
-    models = sorted({row["model"] for row in rows})
+    models, devices = (sorted({row[name] for row in rows}) for name in ("model", "device"))
     most = max((sum(row["model"] == model for row in rows) for model in models), default=1)
     size = (5.5 * max(1, len(models)), 1.2 + 0.4 * max(6, most))
     figure, axes = pyplot.subplots(1, max(1, len(models)), figsize=size, squeeze=False)
     for axis, model in zip(axes[0], models, strict=False):
         chosen = [row for row in rows if row["model"] == model]
-        names = [f"{row['framework']}, {row['part']}\n{row['precision']}, {row['detail']}" for row in chosen]
+        names = [
+            f"{row['framework']}, {row['part']}{', ' + row['device'] if len(devices) > 1 else ''}\n"
+            f"{row['precision']}, {row['detail']}" for row in chosen
+        ]  # fmt: skip
         rates = [float(row["seq_per_s"]) for row in chosen]
         colours = [COLOURS.get(row["framework"], "#444444") for row in chosen]
         bars = axis.barh(range(len(names)), rates, tick_label=names, color=colours)
@@ -50,7 +53,6 @@ def draw(rows: list[dict], path: Path) -> Path:
         axis.set_title(model, fontsize=10)
         axis.set_xlabel("sequences a second")
         axis.spines[["top", "right"]].set_visible(False)
-    devices = sorted({row["device"] for row in rows})
     figure.suptitle(f"Training on {', '.join(devices)}", fontsize=10)
     figure.tight_layout()
     figure.savefig(path)
