@@ -2,6 +2,9 @@
 
 uvicorn's parser in C knows neither. A client that never ends its head would fill the memory, or hold one of the
 connections for as long as it likes. A body has its bounds in `serve/guard.py` and `serve/waiting.py`.
+
+And with an end that loses no request: a connection that has none under way uvicorn closes at once, even if one is on
+its way, from a client who has just been let in or who keeps a pool of connections.
 """
 
 import asyncio
@@ -13,6 +16,7 @@ from serve.guard import log
 
 HEAD_BYTES = 1 << 16  # of the request line and all headers
 HEAD_S = 30.0  # for a client to send them, from its connection or its first byte on
+LAST_S = 1.0  # for the same once the server stops; the answer tells the client that the connection ends
 
 
 class Connection(HttpToolsProtocol):
@@ -20,6 +24,7 @@ class Connection(HttpToolsProtocol):
 
     _bytes = 0  # of the head so far
     _limit: asyncio.TimerHandle | None = None  # there while a head is awaited
+    _leaving = False  # the server stops: the next request, if there is one, is the last
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -46,6 +51,17 @@ class Connection(HttpToolsProtocol):
         if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > HEAD_BYTES:
             raise ValueError("the head is too long")  # which the parser makes a 400 of
         super().on_headers_complete()
+        if self._leaving:
+            self.cycle.keep_alive = False
+
+    def shutdown(self) -> None:
+        """The server stops: what has been asked for is answered, and what arrives within LAST_S, too."""
+        if self.cycle and not self.cycle.response_complete:
+            super().shutdown()
+            return
+        self._leaving = True
+        self._head_is_there()
+        self._limit = self.loop.call_later(LAST_S, self.transport.close)
 
     def _await_head(self) -> None:
         self._bytes, self._limit = 0, self.loop.call_later(HEAD_S, self._close, "too slow")

@@ -49,6 +49,19 @@ class _Server(uvicorn.Server):
     def started_up(self) -> None:
         """Called in the server's loop once it listens."""
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Lets nobody in any more, and looks after whoever is at the door, before uvicorn closes it.
+
+        asyncio takes a connection in one turn of its loop and gives it to a protocol in the next two. Where its server
+        is closed in between, as uvicorn does, it drops the connection without a word.
+        """
+        loop = asyncio.get_running_loop()
+        for listener in sockets or []:
+            loop.remove_reader(listener)  # of no effect under uvloop, which takes connections in one turn
+        for _ in range(3):
+            await asyncio.sleep(0)
+        await super().shutdown(sockets)
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         log("draining", signal=signal.Signals(sig).name)
         super().handle_exit(sig, frame)

@@ -1,5 +1,6 @@
-"""What a connection may bring before there is a request: a head of bounded length, within a bounded time."""
+"""What a connection may bring before there is a request, a head of bounded length within a bounded time; and its end."""
 
+import asyncio
 import socket
 import threading
 import time
@@ -7,7 +8,7 @@ import time
 import pytest
 import uvicorn
 
-from serve import connection
+from serve import connection, listen
 
 
 async def app(scope, receive, send):
@@ -90,3 +91,75 @@ def test_a_whole_head_that_is_too_long_is_refused(address):
     with socket.create_connection(address) as client:
         client.sendall(b"GET / HTTP/1.1\r\nA: " + b"a" * 70_000 + b"\r\n\r\n")
         assert said(client)[:12] in (b"HTTP/1.1 400", b"")
+
+
+REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+class Stopping:
+    """A server that stops while others wait at the same socket, as a worker that is replaced does."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        config = uvicorn.Config(app, http=connection.Connection, log_config=None, lifespan="off", backlog=1)
+        config.load()
+        self.server, self.sockets = listen._Server(config), [listener.dup()]
+        self.server.lifespan = config.lifespan_class(config)
+
+    async def __aenter__(self) -> None:
+        await self.server.startup(self.sockets)
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.server.shutdown(self.sockets)
+
+
+async def answer(listener: socket.socket, turns: int, earlier: int = 0) -> bytes:
+    """What a client is told who connects so many turns of the loop before the first of two servers stops, has asked it
+    `earlier` times by then, and asks while it stops."""
+    loop = asyncio.get_running_loop()
+    with socket.socket() as client:
+        async with Stopping(listener):
+            client.connect(listener.getsockname())  # which the kernel does alone: no turn of the loop passes
+            client.setblocking(False)
+            for _ in range(earlier):
+                await loop.sock_sendall(client, REQUEST)
+                while not (await loop.sock_recv(client, 65536)).endswith(b"ok"):
+                    continue
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            loop.call_later(0.05, client.send, REQUEST)
+        async with Stopping(listener):
+            return await asyncio.wait_for(loop.sock_recv(client, 65536), 5)
+
+
+@pytest.fixture
+def listener():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield listener
+
+
+@pytest.mark.parametrize("turns", range(7))
+def test_a_client_who_is_just_let_in_when_the_server_stops_is_answered(listener, turns):
+    begin = time.monotonic()
+    said = asyncio.run(answer(listener, turns))
+    assert said.startswith(b"HTTP/1.1 200")
+    assert time.monotonic() - begin < 3  # and the server ends with it
+
+
+def test_a_request_on_a_kept_connection_is_answered_while_the_server_stops_and_is_the_last(listener):
+    said = asyncio.run(answer(listener, 10, earlier=2))
+    assert said.startswith(b"HTTP/1.1 200")
+    assert b"connection: close" in said
+
+
+def test_idle_connections_do_not_keep_a_server_that_stops(listener):
+    async def stop() -> float:
+        async with Stopping(listener):
+            _, writer = await asyncio.open_connection(*listener.getsockname())
+            await asyncio.sleep(0.05)
+            begin = time.monotonic()
+        writer.close()
+        return time.monotonic() - begin
+
+    assert connection.LAST_S - 0.2 < asyncio.run(stop()) < connection.LAST_S + 1
