@@ -1,16 +1,10 @@
-"""Windows in batches of like length, so that little padding is computed; the only TensorFlow file in data/.
+"""Windows in batches of like length, so that little padding is computed.
 
 The plan of an epoch is a numpy function of seed and epoch: going on after a stop is an index into it, not a saved
-tf.data state.
+tf.data state. `data/feed.py` takes the batches to the device.
 """
 
-import contextlib
-import math
-import queue
-import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -18,13 +12,9 @@ from configs.errors import UserError
 from data.features import Features
 from data.sequences import Sequences
 
-if TYPE_CHECKING:
-    import tensorflow as tf
-
 Windows = Features | Sequences
 
 Extend = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
-PARCEL_BYTES = 8 << 20  # batches that carry a teacher's hidden states are copied one by one
 Plan = list[tuple[int, np.ndarray]]  # (pad_to, rows [batch_size] with -1 where the last batch is not full)
 
 
@@ -126,147 +116,3 @@ def windows_of(rows: np.ndarray, together: int) -> np.ndarray:
     if together == 1:
         return rows
     return np.concatenate([np.where(rows < 0, -1, rows * together + place) for place in range(together)])
-
-
-@dataclass(frozen=True)
-class Parcel:
-    """Batches on the device in one tensor, and where each of their arrays lies in it."""
-
-    flat: "tf.Tensor"  # float32 [all numbers]
-    arrays: list[tuple[int, str, tuple[int, ...], bool]]  # batch, name, shape, whether int32; in flat's order
-    others: list[dict[str, "tf.Tensor"]]  # what travelled by itself, a dict a batch
-
-
-def uploaded(batches: list[dict[str, np.ndarray]]) -> Parcel:
-    """Batches to the device in one copy.
-
-    Every copy from the host waits until the GPU has done all that it was given before, and the host with it; and int32
-    tensors, if copied by themselves, go when a step asks for them. So what has four bytes a number, which is all of a
-    usual batch, travels together, as float32, of which TensorFlow has the kernels.
-    """
-    import tensorflow as tf
-
-    places = [(place, name, np.asarray(value, order="C")) for place, batch in enumerate(batches)
-              for name, value in batch.items() if value.dtype in (np.int32, np.float32)]  # fmt: skip
-    numbers = [array.reshape(-1).view(np.float32) for _, _, array in places]
-    together = {(place, name) for place, name, _ in places}
-    return Parcel(
-        tf.constant(np.concatenate(numbers or [[]]), tf.float32),
-        [(place, name, array.shape, array.dtype == np.int32) for place, name, array in places],
-        [
-            {name: tf.constant(value) for name, value in batch.items() if (place, name) not in together}
-            for place, batch in enumerate(batches)
-        ],
-    )
-
-
-def unpacked(parcel: Parcel, integers: "tf.DType | None" = None) -> "list[dict[str, tf.Tensor]]":
-    """The batches of a parcel, taken apart on the device, by the thread that uses them.
-
-    integers: what int32 becomes, bit by bit; none: int32 again. A function over several devices takes int32 from the
-    host alone: TensorFlow would fetch it from the GPU before every call, and wait for all that the GPU has to do.
-
-    By that one and no other: once, on a GPU, `tf.reshape` in a thread beside it was handed a tensor of the other's for
-    its shape (TensorFlow 2.21). A thread beside may copy; it must not compute.
-    """
-    import tensorflow as tf
-
-    found = [dict(tensors) for tensors in parcel.others]
-    sizes = [math.prod(shape) for _, _, shape, _ in parcel.arrays]
-    pieces = tf.split(parcel.flat, sizes) if sizes else []
-    for (place, name, shape, whole), piece in zip(parcel.arrays, pieces, strict=True):
-        tensor = tf.reshape(piece, shape)
-        found[place][name] = tf.bitcast(tensor, integers or tf.int32) if whole else tensor
-    return found
-
-
-def shares_uploaded(devices: Sequence[str], batches: list[dict[str, np.ndarray]]) -> list[tuple[str, Parcel]]:
-    """Each device's share of the batches (`rank_rows`) to that device, in one copy each."""
-    import tensorflow as tf
-
-    found, count = [], len(devices)
-    for index, device in enumerate(devices):
-        share = [{name: rank_rows(value, index, count) for name, value in batch.items()} for batch in batches]
-        with tf.device(device):
-            found.append((device, uploaded(share)))
-    return found
-
-
-def shares_unpacked(shares: list[tuple[str, Parcel]]) -> "list[tuple[dict[str, tf.Tensor], ...]]":
-    """For each batch its shares, a dict a device; uint32 where there was int32, see `unpacked`."""
-    import tensorflow as tf
-
-    found = []
-    for device, parcel in shares:
-        with tf.device(device):
-            found.append(unpacked(parcel, tf.uint32))
-    return list(zip(*found, strict=True))
-
-
-def parcels(stream: Iterator[dict[str, np.ndarray]], ahead: int) -> Iterator[list[dict[str, np.ndarray]]]:
-    """Batches in lists of half of `ahead`, or of PARCEL_BYTES: the next list is copied while this one is computed."""
-    parcel: list[dict[str, np.ndarray]] = []
-    size = 0
-    for batch in stream:
-        parcel.append(batch)
-        size += sum(value.nbytes for value in batch.values())
-        if 2 * len(parcel) >= ahead or size >= PARCEL_BYTES:
-            yield parcel
-            parcel, size = [], 0
-    if parcel:
-        yield parcel
-
-
-def prefetched(
-    stream: Iterator[dict[str, np.ndarray]],
-    ahead: int = 16,
-    upload: Callable = uploaded,
-    unpack: Callable = unpacked,
-) -> Generator[Any, None, None]:
-    """The same batches as tensors, about `ahead` of them made and copied by a thread while the device computes.
-
-    upload, unpack: of a list of batches; by default to the one device, `shares_uploaded` and `shares_unpacked` to
-    several.
-
-    A thread and not tf.data, whose from_generator costs twice the Python a batch (1.4 ms against 0.7 on a busy CPU):
-    the step of a small model takes little more.
-    Raises: whatever making a batch raises, after the batches before it.
-    """
-    made: queue.Queue = queue.Queue(1)  # of parcels; another one is made meanwhile, and waits
-    stop = threading.Event()
-
-    def put(item) -> bool:
-        """Whether somebody still wants it."""
-        while not stop.is_set():
-            with contextlib.suppress(queue.Full):
-                made.put(item, timeout=0.1)
-                return True
-        return False
-
-    def work() -> None:
-        try:
-            for parcel in parcels(until_it_fails(), ahead):
-                if not put(upload(parcel)):
-                    return
-            put(failed[0] if failed else None)
-        except BaseException as error:
-            put(error)
-
-    failed: list[BaseException] = []
-
-    def until_it_fails() -> Iterator[dict[str, np.ndarray]]:
-        try:
-            yield from stream
-        except BaseException as error:  # everything, and raised where it is waited for
-            failed.append(error)
-
-    thread = threading.Thread(target=work, name="batches", daemon=True)
-    thread.start()
-    try:
-        while (item := made.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield from unpack(item)
-    finally:
-        stop.set()
-        thread.join()

@@ -15,8 +15,6 @@ from pathlib import Path
 
 import ml_dtypes
 import numpy as np
-import tensorflow as tf
-from tqdm import tqdm
 
 from configs.errors import UserError
 from data import batches
@@ -26,6 +24,7 @@ from heads import Head
 from model import weights
 from model.heads import HeadModel
 from train.evaluate import ROWS
+from train.forward import Forward
 
 Column = tuple[tuple[int, ...], str]  # (shape of one, "token" or "sequence")
 Columns = dict[str, Column]
@@ -145,17 +144,11 @@ def _compute(scratch, teacher, features, recipe, columns, edges, compute, jit, s
         name: np.memmap(scratch / name, kept_dtype(name, recipe, compute), "w+", shape=full_shape(column, features))
         for name, column in columns.items()
     }
-    forward = tf.function(
-        lambda batch: teacher_outputs(teacher, batch, recipe), autograph=False, jit_compile=jit or None
-    )
-    plan = batches.plan(features.length, ROWS, edges, shuffle=False)
-    ids = ("token_ids", "segment_ids", "padding_mask")
+    forward = Forward(lambda batch: teacher_outputs(teacher, batch, recipe), jit)
     length = features.length
-    for pad_to, rows in tqdm(plan, desc="teacher", unit="batch", leave=False, mininterval=1.0):
-        batch = features.assemble(rows, pad_to)
-        outputs = forward({name: tf.constant(batch[name]) for name in ids})
+    for rows, outputs in forward(features, batches.plan(features.length, ROWS, edges, shuffle=False), "teacher"):
         for name, column in files.items():
-            values = outputs[name].numpy()  # [ROWS, S, ...] or [ROWS, ...]
+            values = outputs[name]  # [ROWS, S, ...] or [ROWS, ...]
             for place, row in enumerate(rows):
                 if row >= 0 and columns[name][1] == "token":
                     column[start[row] : start[row + 1]] = values[place, : length[row]]

@@ -19,7 +19,7 @@ BEGUN = time.perf_counter()
 LIMIT_S = 300  # a process that compiles one step
 
 from configs.errors import UserError  # noqa: E402 - the imports belong to what is timed
-from scripts.bench_train_step import Variant, build, on_device, random_rows  # noqa: E402
+from scripts.bench_train_step import Variant, build, on_devices, random_rows  # noqa: E402
 from train import hardware  # noqa: E402
 
 
@@ -63,7 +63,7 @@ def main() -> None:
     machine = hardware.prepare("auto", "none", False, 1)
     variant = Variant(name, kind, bool(xla), batch=int(batch), tokens=int(tokens))
     step, _ = build(variant, machine)
-    rows = on_device(random_rows(variant))
+    rows = on_devices(random_rows(variant), machine)
     built = time.perf_counter()
     step(rows, 0).numpy()
     done = time.perf_counter()

@@ -149,8 +149,8 @@ def overheads(prepared: Prepared, settings: TrainConfig, machine: hardware.Hardw
         for number, (batch, rows) in enumerate(feed(2)):
             journal.step(step(batch, number), rows)
             if journal.due:
-                journal.flush(number + 1, step.counters())
-                loop.stop_if_stuck(job, batch, number + 1)
+                loop.stop_if_stuck(job, batch, number + 1, journal.read())
+        journal.read(end=True)
         journal.close()
         return time.perf_counter() - start
 

@@ -15,13 +15,13 @@ import numpy as np
 import tensorflow as tf
 
 from configs.errors import UserError
-from data import batches
+from data.feed import Packed
 from heads import default
 from model.config import NAMED
 from model.heads import HeadModel
 from train import hardware, precision
 from train.config import TrainConfig
-from train.prepare import make_step, on_replicas
+from train.prepare import fed, make_step
 
 WARM_UP = 5  # steps after the first that are not counted
 
@@ -74,16 +74,10 @@ def random_rows(variant: Variant) -> dict[str, np.ndarray]:
     }
 
 
-def on_device(rows: dict[str, np.ndarray]) -> dict[str, tf.Tensor]:
-    return {name: tf.identity(tf.constant(value)) for name, value in rows.items()}
-
-
-def on_devices(rows: dict[str, np.ndarray], machine: hardware.Hardware):
+def on_devices(rows: dict[str, np.ndarray], machine: hardware.Hardware) -> Packed:
     """A batch on the device, or on all devices of this process its share, as the input of train.py leaves it there."""
-    if machine.strategy is None:
-        return on_device(rows)
-    shares = batches.shares_uploaded(machine.strategy.extended.worker_devices, [rows])
-    return on_replicas(machine.strategy, batches.shares_unpacked(shares)[0])
+    (batch,) = fed(iter([rows]), machine)
+    return batch
 
 
 def measure(variant: Variant, machine: hardware.Hardware, steps: int, repetitions: int) -> Timed:

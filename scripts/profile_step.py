@@ -18,7 +18,7 @@ from typing import Any
 import tensorflow as tf
 
 from configs.errors import UserError
-from scripts.bench_train_step import WARM_UP, Variant, build, on_device, random_rows, timed
+from scripts.bench_train_step import WARM_UP, Variant, build, on_devices, random_rows, timed
 from train import hardware
 
 STEPS, SHOWN = 5, 60
@@ -37,7 +37,7 @@ Kernels = list[tuple[str, float]]  # name, microseconds
 def profile(variant: Variant, machine: hardware.Hardware, folder: Path) -> dict:
     """Record, print, return the share of each kind. Raises: UserError where no kernel was seen."""
     step, _ = build(variant, machine)
-    batch = on_device(random_rows(variant))
+    batch = on_devices(random_rows(variant), machine)
     step(batch, 0).numpy()
     timed(step, batch, WARM_UP)
     plain = timed(step, batch, 20)

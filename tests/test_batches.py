@@ -1,7 +1,6 @@
 """The batch plan: every window once, little padding, and the same rest after a stop."""
 
 import itertools
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -126,84 +125,3 @@ def test_the_workers_shares_make_up_the_batch_and_fillers_have_no_weight(feature
         assert sorted(np.concatenate([one["row"], two["row"]])) == sorted(rows)
         assert one["token_ids"].shape == two["token_ids"].shape == (2, pad_to)
         assert one["weight"].tolist() == (one["row"] >= 0).astype(float).tolist()
-
-
-def test_prefetched_batches_are_the_numpy_batches_in_order(features):
-    pytest.importorskip("tensorflow")
-    plan = batches.plan(features.length, 4, batches.edges(features.length, multiple=8, window=24))
-    expected = list(batches.batches(features, plan, first_step=1))
-    got = list(batches.prefetched(batches.batches(features, plan, first_step=1), ahead=2))
-    assert len(got) == len(expected)
-    for a, b in zip(got, expected, strict=True):
-        assert set(a) == set(b)
-        assert all(np.array_equal(a[key], b[key]) and a[key].dtype.as_numpy_dtype == b[key].dtype for key in b)
-
-
-def test_what_is_uploaded_together_is_the_same_bits_of_the_same_types():
-    pytest.importorskip("tensorflow")
-    random = np.random.default_rng(0)
-    awkward = np.array([0x7FA00000, 0xFFC00001, 0x80000000, 0x7F800000, 1], np.uint32)  # as floats: NaNs, -0, inf
-    given = [
-        {"ids": awkward.view(np.int32), "empty": np.zeros((0, 3), np.int32), "x": awkward.view(np.float32)},
-        {"ids": random.integers(-(2**31), 2**31 - 1, (4, 7), dtype=np.int32).T, "half": np.ones((3, 5), np.float16)},
-        {"one": np.array(3, np.int32), "many": np.arange(3, dtype=np.int64)},
-    ]
-    for tensors, arrays in zip(batches.unpacked(batches.uploaded(given)), given, strict=True):
-        assert set(tensors) == set(arrays)
-        for name, array in arrays.items():
-            got = tensors[name].numpy()
-            assert (got.dtype, got.shape, got.tobytes()) == (array.dtype, array.shape, array.tobytes()), name
-
-
-def test_the_thread_beside_copies_and_never_computes(monkeypatch):
-    tf = pytest.importorskip("tensorflow")
-    threads = set()
-    for name in ("split", "reshape", "bitcast"):
-        usual = getattr(tf, name)
-        monkeypatch.setattr(
-            tf, name, lambda *given, usual=usual: (threads.add(threading.current_thread().name), usual(*given))[1]
-        )
-    stream = batches.prefetched(iter([{"x": np.ones((2, 3), np.int32)}] * 5), ahead=4)
-    assert [batch["x"].shape for batch in stream] == [(2, 3)] * 5
-    assert threads == {threading.current_thread().name}
-
-
-def test_a_parcel_is_half_of_what_is_made_ahead_and_heavy_batches_go_alone():
-    def some(numbers, count):
-        return iter([{"x": np.zeros(numbers, np.float32)}] * count)
-
-    assert [len(parcel) for parcel in batches.parcels(some(1, 19), 16)] == [8, 8, 3]
-    assert [len(parcel) for parcel in batches.parcels(some(1, 3), 1)] == [1, 1, 1]
-    assert [len(parcel) for parcel in batches.parcels(some(batches.PARCEL_BYTES // 4, 2), 16)] == [1, 1]
-    assert [len(parcel) for parcel in batches.parcels(some(batches.PARCEL_BYTES // 12, 4), 16)] == [4]
-
-
-def test_an_error_in_the_making_of_a_batch_is_raised_where_the_batch_is_wanted():
-    pytest.importorskip("tensorflow")
-
-    def broken():
-        yield {"x": np.ones(2, np.float32)}
-        raise UserError("the second batch is broken")
-
-    stream = batches.prefetched(broken())
-    np.testing.assert_array_equal(next(stream)["x"], [1, 1])
-    with pytest.raises(UserError, match="second batch"):
-        next(stream)
-
-
-def test_nobody_goes_on_making_batches_that_nobody_wants():
-    pytest.importorskip("tensorflow")
-    made = []
-
-    def endless():
-        while True:
-            made.append(len(made))
-            yield {"x": np.zeros(1, np.float32)}
-
-    stream = batches.prefetched(endless(), ahead=3)
-    next(stream)
-    stream.close()
-    count = len(made)
-    assert count <= 6
-    assert "batches" not in {thread.name for thread in threading.enumerate()}
-    assert len(made) == count

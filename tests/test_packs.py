@@ -44,7 +44,8 @@ def test_kernels_of_a_model_in_float16_travel_in_half_the_bytes(precision, types
     small = replace(bench_train_step.NAMED["bert-tiny"], vocabulary=1100, hidden=16, layers=1, ffn=32)
     monkeypatch.setitem(bench_train_step.NAMED, "bert-tiny", small)
     variant = Variant("bert-tiny", precision, xla=False, batch=2, tokens=16)
-    step, _ = bench_train_step.build(variant, Hardware(False, None, 0, 1, True))
+    machine = Hardware(False, None, 0, 1, True)
+    step, _ = bench_train_step.build(variant, machine)
     layouts = []
 
     @tf.function(autograph=False)
@@ -54,8 +55,8 @@ def test_kernels_of_a_model_in_float16_travel_in_half_the_bytes(precision, types
         layouts.append(layout)
         return flats
 
-    batch = bench_train_step.on_device(bench_train_step.random_rows(variant))
-    flats = there.get_concrete_function(batch).outputs
+    batch = bench_train_step.on_devices(bench_train_step.random_rows(variant), machine)
+    flats = there.get_concrete_function(batch.apart()).outputs
     assert [flat.dtype.name for flat in flats] == types
     names = [*step.optimizer.weights, "report"]
     half = {names[place] for place in layouts[0].flats[0]} if "float16" in types else set()

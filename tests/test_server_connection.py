@@ -1,4 +1,4 @@
-"""What a connection may bring before there is a request, a head of bounded length within a bounded time; and its end."""
+"""What a connection may bring before there is a request, a head of bounded length and time; and how it ends."""
 
 import asyncio
 import socket

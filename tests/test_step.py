@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from train.optimizer import AdamW, learning_rate
 from train.precision import LossScale
-from train.step import Step, grouped
+from train.step import COUNTED, Step, grouped
 
 
 @pytest.fixture(autouse=True)
@@ -68,8 +68,9 @@ def test_a_step_reports_loss_norm_rate_and_scale():
     step, given = make(scale=4.0), batch()
     error = given["x"].numpy() @ step.optimizer.weights["layer.kernel"].numpy() - given["y"].numpy()
     gradient = np.concatenate([(given["x"].numpy().T @ error * 2 / 8).ravel(), error.sum(0) * 2 / 8])
-    assert step.measured == ("loss", "gradient_norm", "finite", "learning_rate", "loss_scale")
-    expected = [(error**2).sum(1).mean(), np.linalg.norm(gradient), 1.0, 0.05, 4.0]
+    assert step.measured[:5] == ("loss", "gradient_norm", "finite", "learning_rate", "loss_scale")
+    assert step.measured[5:] == (*COUNTED, "skipped_in_a_row")
+    expected = [(error**2).sum(1).mean(), np.linalg.norm(gradient), 1.0, 0.05, 4.0, 1, 0, 1, 0]
     np.testing.assert_allclose(step(given, 0).numpy(), expected, rtol=1e-5)
 
 
@@ -144,6 +145,16 @@ def test_a_step_that_is_not_finite_changes_neither_weights_nor_slots_nor_schedul
         "loss_scale.scale", "loss_scale.skipped", "loss_scale.skipped_in_a_row", "loss_scale.good"
     }  # fmt: skip
     assert step(batch(), 2).numpy()[RATE] == np.float32(0.1)  # the rate of update 1, as if nothing had been
+
+
+def test_the_counters_in_the_report_are_those_after_the_step():
+    step, told = make(accumulate=2, scale=8.0), []
+    given = [batch(seed=number) for number in range(8)]
+    for number, one in enumerate([*given[:2], spoilt(given[2]), *given[3:5], spoilt(given[5]), *given[6:]]):
+        report = dict(zip(step.measured, step(one, number).numpy().tolist(), strict=True))
+        assert {name: report[name] for name in COUNTED} == step.counters()
+        told.append((report["updates"], report["skipped_steps"], report["skipped_in_a_row"]))
+    assert told == [(0, 0, 0), (1, 0, 0), (1, 0, 0), (1, 1, 1), (1, 1, 1), (1, 2, 2), (1, 2, 2), (2, 2, 0)]
 
 
 def test_a_partial_batch_is_normalised_by_its_real_rows():

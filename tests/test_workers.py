@@ -15,14 +15,15 @@ import tensorflow as tf
 import tiny
 
 from configs.errors import UsageError, UserError
-from data import batches
+from data import batches, feed
 from train import hardware
 from train.optimizer import AdamW
 from train.precision import LossScale
-from train.prepare import epoch_batches
+from train.prepare import epoch_batches, fed
 from train.step import Step
 
 STEPS = 20
+SCALE, SKIPPED = 4, 6  # places in what a step returns, "stream" left out
 
 
 def free_ports(count: int) -> list[int]:
@@ -105,7 +106,8 @@ def seen(tmp_path_factory) -> dict:
 def test_two_devices_of_one_machine_compute_what_one_computes(seen):
     assert seen["replicas"] == 2
     np.testing.assert_allclose(seen["two"], seen["one"], rtol=1e-5, atol=1e-6)
-    assert [line[-1] for line in seen["one"]] == [8] * 4 + [4] * 7  # the third batch spoilt the second pair
+    assert [line[SCALE] for line in seen["one"]] == [8] * 4 + [4] * 7  # the third batch spoilt the second pair
+    assert [line[SKIPPED] for line in seen["two"]] == [0] * 3 + [1] * 8
     for copies in seen["copies"].values():
         np.testing.assert_array_equal(copies[0], copies[1])
 
@@ -131,7 +133,6 @@ def test_batches_come_in_order_each_share_on_its_own_device(seen):
     assert fed["rest"] == fed["whole"][9:]
     for batch in fed["whole"]:
         assert [share["device"][-5:] for share in batch["shares"]] == ["CPU:0", "CPU:1"]
-        assert [share["type"] for share in batch["shares"]] == ["uint32", "uint32"]  # int32 would lie on the host
         first, second = (share["token_ids"] for share in batch["shares"])
         mixed = np.stack([first, second], axis=1).reshape(4, -1)
         np.testing.assert_array_equal(mixed, batch["token_ids"])
@@ -162,6 +163,7 @@ def _two_devices(out: Path) -> None:
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    alone, both = (hardware.Hardware(False, each, rank=0, ranks=1, chief=True) for each in (None, strategy))
     (one, _), (two, weights) = _small_step(None), _small_step(strategy)
     seen: dict = {"replicas": strategy.num_replicas_in_sync, "one": [], "two": [], "told": []}
     seen["streams"] = {"one": [], "two": []}
@@ -170,20 +172,14 @@ def _two_devices(out: Path) -> None:
     random = np.random.default_rng(0)
     for number in (*range(8), 30, 31, 4):
         given = {"x": random.normal(size=(8, 4)), "y": random.normal(size=(8, 3)), "weight": np.arange(8) < 7}
-        given = {name: value.astype(np.float32) for name, value in given.items()} | {
-            "token_ids": np.zeros((8, 1), np.int32)
-        }
+        given = {name: value.astype(np.float32) for name, value in given.items()}
+        given["token_ids"] = np.zeros((8, 1), np.int32)
         if number == 2:
             given["y"][5] = np.inf
 
-        def share(context, given=given):
-            return {name: tf.constant(value[context.replica_id_in_sync_group :: 2]) for name, value in given.items()}
-
-        shared = strategy.experimental_distribute_values_from_function(share)
-        for name, step, batch in (("one", one, given), ("two", two, shared)):
-            numbers = step(
-                {key: tf.constant(value) for key, value in batch.items()} if name == "one" else batch, number
-            ).numpy()
+        for name, step, machine in (("one", one, alone), ("two", two, both)):
+            (batch,) = fed(iter([given]), machine)
+            numbers = step(batch, number).numpy()
             seen["streams"][name].append(round(float(numbers[1]) * 7))  # a mean over seven rows
             seen[name].append(np.nan_to_num(np.delete(numbers, 1), posinf=-1, nan=-1).tolist())
     everything = {**two.variables(), **weights}
@@ -192,7 +188,8 @@ def _two_devices(out: Path) -> None:
         for name, variable in {**everything, "ticks": two._ticks}.items()
     }
     seen["ticks"], seen["copies"] = copies.pop("ticks"), copies
-    graph = two._run.get_concrete_function(shared).graph
+    (function,) = two._run.made.values()
+    graph = function.graph
     seen["collectives"] = sum(operation.type == "CollectiveReduceV2" for operation in graph.get_operations())
     seen["fed"] = _fed(strategy)
     out.write_text(json.dumps(seen), encoding="utf-8")
@@ -214,37 +211,32 @@ def _fed(strategy) -> dict:
     settings = mock.Mock(batch_size=4, seed=3)
     plan = batches.plan(_Windows.length, 4, (2,), seed=3, epoch=1)
 
-    def fed(first: int):
+    def from_batch(first: int):
         return epoch_batches(_Windows, (2,), settings, machine, 1, first)
 
-    def told(batch: dict, rows: int, given: dict) -> dict:
-        ids, weights = (strategy.experimental_local_results(batch[name]) for name in ("token_ids", "weight"))
-        shares = [
-            {
-                "device": share.device,
-                "type": share.dtype.name,
-                "token_ids": share.numpy().view(np.int32).tolist(),
-                "weight": weight.numpy().tolist(),
-            }
-            for share, weight in zip(ids, weights, strict=True)
-        ]
+    def told(batch: feed.Packed, rows: int, given: dict) -> dict:
+        shares = []
+        for numbers in strategy.experimental_local_results(batch.numbers):
+            share = batch.layout.apart(numbers)
+            arrays = {name: share[name].numpy().tolist() for name in ("token_ids", "weight")}
+            shares.append({"device": numbers.device} | arrays)
         return {"shares": shares, "rows": rows, "token_ids": given["token_ids"].tolist()}
 
     def epoch(first: int) -> list:
         own = batches.batches(_Windows, plan, first)  # type: ignore[arg-type]
-        return [told(batch, rows, given) for (batch, rows), given in zip(fed(first), own, strict=True)]
+        return [told(batch, rows, given) for (batch, rows), given in zip(from_batch(first), own, strict=True)]
 
-    left = fed(0)
+    left = from_batch(0)
     next(left)
     threads = [any(thread.name == "batches" for thread in threading.enumerate())]
     left.close()
     threads.append(any(thread.name == "batches" for thread in threading.enumerate()))
-    copied = batches.shares_uploaded(strategy.extended.worker_devices, [_Windows.assemble(np.arange(4), 2)])
+    copied = feed.shares_uploaded(strategy.extended.worker_devices, [_Windows.assemble(np.arange(4), 2)])
     return {
         "whole": epoch(0),
         "rest": epoch(9),
         "threads": threads,
-        "copied": [parcel.flat.device[-5:] for _, parcel in copied],
+        "copied": [parcel.numbers.device[-5:] for _, parcel in copied],
     }
 
 

@@ -8,8 +8,6 @@ from typing import Any
 import train.environment  # noqa: F401  isort: skip - before TensorFlow
 
 import numpy as np
-import tensorflow as tf
-from tqdm import tqdm
 
 import heads
 from configs import command
@@ -21,6 +19,7 @@ from data.tokenize import Tokenizer
 from model import run_folder, weights
 from model.heads import HeadModel
 from train.config import ColumnConfig
+from train.forward import IDS, Forward
 
 ROWS = 64  # windows a forward pass
 
@@ -39,11 +38,7 @@ class Evaluator:
         edges = batches.edges(features.length, most=buckets, window=int(features.length.max(initial=32)))
         self.plan = batches.plan(features.length, ROWS, edges, shuffle=False)
         self.outputs = self.head.outputs(model.config.hidden)
-        self._forward = tf.function(
-            lambda batch: model(batch["token_ids"], batch["segment_ids"], batch["padding_mask"]),
-            autograph=False,
-            jit_compile=jit or None,
-        )
+        self._forward = Forward(lambda batch: model(*(batch[name] for name in IDS)), jit)
 
     @property
     def shapes(self) -> set[int]:
@@ -54,13 +49,8 @@ class Evaluator:
         """Of each output of the head: float32 arrays of all windows, without padding, in the order of the features."""
         found: tuple[list, ...] = tuple([None] * len(self.features) for _ in self.outputs)
         length = self.features.length
-        for pad_to, rows in tqdm(self.plan, "answer dev", unit="batch", leave=False, mininterval=1.0):
-            batch = self.features.assemble(rows, pad_to)
-            results = self._forward(
-                {name: tf.constant(batch[name]) for name in ("token_ids", "segment_ids", "padding_mask")}
-            )
-            for output, result, kept in zip(self.outputs, results, found, strict=True):
-                values = result.numpy()  # [ROWS, S, ...] or [ROWS, ...]
+        for rows, results in self._forward(self.features, self.plan, "answer dev"):
+            for output, values, kept in zip(self.outputs, results, found, strict=True):  # [ROWS, S, ...] or [ROWS, ...]
                 for place, row in enumerate(rows):
                     if row >= 0:
                         kept[row] = values[place, : length[row]] if output.per == "token" else values[place]

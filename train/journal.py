@@ -9,12 +9,22 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.scalar.summary_v2 import scalar_pb
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tqdm import tqdm
+
+from train.step import COUNTED
+
+# Reading what a step returned waits for all that the device has to do, and then the device waits for the host: so it is
+# done for many steps at once, as soon as one of the two is reached.
+READ_STEPS, READ_S = 50, 1.0
+EVENTS_S = 5  # seconds after which TensorBoard's file is up to date
 
 
 class Journal:
-    """Collects what steps return and writes it out every `log_every` steps; reading a step's numbers waits for the
-    device.
+    """Collects what steps return and writes a line for every `log_every` of them, some time after.
 
     Args:
         folder: run folder; None for a worker that is not the chief, which stays silent.
@@ -33,10 +43,11 @@ class Journal:
         title: str,
         before: int = 0,
     ):
-        self.before = before
+        self.before, self.told = before, first_step  # steps of which lines are written
         self.folder, self.names, self.log_every, self.title = folder, list(names), log_every, title
-        self.pending: list[tf.Tensor] = []
-        self.rows, self.since = 0, time.perf_counter()
+        self.unread: list[tuple[tf.Tensor, int]] = []  # a step's numbers and real windows
+        self.untold: list[tuple[np.ndarray, int, float]] = []  # the same with its seconds, once read
+        self.since = time.perf_counter()
         self.lines = self.events = None
         self.bar = tqdm(
             total=total_steps, initial=first_step, desc=title, unit="step", dynamic_ncols=True, file=sys.stderr,
@@ -45,27 +56,45 @@ class Journal:
         if folder is not None:
             _drop_after(folder / "metrics.jsonl", before + first_step)
             self.lines = open(folder / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115 - closed in close()
-            self.events = tf.summary.create_file_writer(str(folder / "events"))
+            self.events = EventFileWriter(str(folder / "events"), flush_secs=EVENTS_S)
 
     def step(self, numbers: tf.Tensor, rows: int) -> None:
         """Note one step: its numbers (still on the device) and how many real windows it had."""
-        self.pending.append(numbers)
-        self.rows += rows
+        self.unread.append((numbers, rows))
         self.bar.update()
 
     @property
     def due(self) -> bool:
-        return len(self.pending) >= self.log_every
+        """Whether it is time to read."""
+        enough = len(self.untold) + len(self.unread) >= self.log_every
+        return len(self.unread) >= READ_STEPS or (enough and time.perf_counter() - self.since >= READ_S)
 
-    def flush(self, step: int, counters: dict[str, int]) -> dict | None:
-        """Write the mean of the noted steps and the step's counters; returns what was written."""
-        if not self.pending:
-            return None
-        numbers = np.stack([numbers.numpy() for numbers in self.pending])  # [steps, names]
-        table = dict(zip(self.names, numbers.T, strict=True))
-        seconds = time.perf_counter() - self.since
+    def read(self, *, end: bool = False) -> int:
+        """Fetch the numbers of the steps noted, and write the lines that are complete; at the end of a run all.
+
+        Waits for the device. Returns the most steps in a row that were skipped.
+        """
+        if not self.unread:
+            return 0
+        found = tf.stack([numbers for numbers, _ in self.unread]).numpy()  # [steps, names], in one copy
+        now = time.perf_counter()
+        seconds = (now - self.since) / len(found)
+        self.untold += [(row, rows, seconds) for row, (_, rows) in zip(found, self.unread, strict=True)]
+        self.unread, self.since = [], now
+        while len(self.untold) >= self.log_every or (end and self.untold):
+            self._tell(self.untold[: self.log_every])
+            self.untold = self.untold[self.log_every :]
+        return int(found[:, self.names.index("skipped_in_a_row")].max())
+
+    def _tell(self, steps: list[tuple[np.ndarray, int, float]]) -> None:
+        """One line: means of what the steps returned, and the counters after the last of them."""
+        table = dict(zip(self.names, np.stack([row for row, _, _ in steps]).T, strict=True))
+        rows, seconds = sum(rows for _, rows, _ in steps), sum(seconds for _, _, seconds in steps)
+        self.told += len(steps)
+        counters = {name: int(table.pop(name)[-1]) for name in COUNTED}
+        del table["skipped_in_a_row"]
         taken = table.pop("finite") > 0
-        line: dict = {"step": step, **counters}
+        line: dict = {"step": self.told, **counters}
         for name, column in table.items():
             if name in ("learning_rate", "loss_scale"):
                 line[name] = float(column[-1])
@@ -73,7 +102,7 @@ class Journal:
             else:
                 column = column[taken & np.isfinite(column)]
                 line[name] = float(column.mean()) if len(column) else None
-        line |= {"seq_per_s": self.rows / seconds, "seconds": seconds}
+        line |= {"seq_per_s": rows / seconds, "seconds": seconds}
         self.write(line)
         shown = {
             "loss": f"{line['loss']:.3f}" if line["loss"] is not None else "skipped",
@@ -83,9 +112,7 @@ class Journal:
             shown["scale"] = f"{line['loss_scale']:g} ({counters['good_steps']} good)"
         if counters["skipped_steps"]:
             shown["skips"] = str(counters["skipped_steps"])
-        self.bar.set_postfix(shown)
-        self.pending, self.rows, self.since = [], 0, time.perf_counter()
-        return line
+        self.bar.set_postfix(shown, refresh=False)
 
     def write(self, line: dict) -> None:
         """One object into metrics.jsonl, its numbers into TensorBoard under the same names."""
@@ -98,11 +125,12 @@ class Journal:
         }
         self.lines.write(json.dumps(line, allow_nan=False) + "\n")
         self.lines.flush()
-        with self.events.as_default(step=line["step"]):
-            for name, value in line.items():
-                if isinstance(value, int | float) and name not in ("step", "seconds"):
-                    tf.summary.scalar(f"{self.title}/{name}", float(value))
-        self.events.flush()
+        # TensorBoard's own writer: tf.summary's runs three operations a number, and each waits for its turn on a GPU.
+        summary = Summary()
+        for name, value in line.items():
+            if isinstance(value, int | float) and name not in ("step", "seconds"):
+                summary.MergeFrom(scalar_pb(f"{self.title}/{name}", float(value)))
+        self.events.add_event(Event(step=line["step"], wall_time=time.time(), summary=summary))
 
     def pause(self) -> float:
         """Start of something that is not training (evaluation, a checkpoint)."""

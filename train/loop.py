@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from configs.errors import UserError
+from data.feed import Packed
 from model import run_folder
 from model.weights import MODEL_FILE
 from train import checkpoint
@@ -28,7 +29,7 @@ class Job:
     step: Step
     weights: dict  # our name -> variable, what best/ holds
     extra: dict  # our name -> variable, saved in last/ beside the step's own state (projections of distillation)
-    batches: Callable[[int, int], Iterator[tuple[dict, int]]]  # (epoch, first batch) -> (batch, real rows)
+    batches: Callable[[int, int], Iterator[tuple[Packed | dict, int]]]  # (epoch, first batch) -> (batch, real rows)
     steps_per_epoch: int
     epochs: int
     evaluate: Callable[[], dict] | None  # -> metrics with "f1"; None: the last weights are the best
@@ -105,13 +106,11 @@ def run(job: Job, resume: bool = False) -> dict:
                 journal.step(job.step(batch, done), rows)
                 done += 1
                 at_end = done == job.total_steps
-                told = journal.due or at_end
-                if told:
-                    journal.flush(done, job.step.counters())
-                if told or done % SKIPS_BEFORE_ABORT == 0:
-                    stop_if_stuck(job, batch, done)
                 due = done % job.eval_every == 0 if job.eval_every else done % job.steps_per_epoch == 0
-                if due or at_end or done % job.save_every == 0:
+                pausing = due or at_end or done % job.save_every == 0
+                if journal.due or pausing:  # a pause waits for the device in any case
+                    stop_if_stuck(job, batch, done, journal.read(end=at_end))
+                if pausing:
                     paused = journal.pause()
                     if at_end or due:
                         evaluate()
@@ -124,15 +123,13 @@ def run(job: Job, resume: bool = False) -> dict:
     return {**(job.history[-1] if job.history else {}), "best": best}
 
 
-def stop_if_stuck(job: Job, batch: dict, done: int) -> None:
-    """Raise a UserError when too many steps in a row were skipped; asking waits for the device."""
-    scale = job.step.loss_scale
-    in_a_row = int(scale.skipped_in_a_row.numpy())
+def stop_if_stuck(job: Job, batch: Packed | dict, done: int, in_a_row: int) -> None:
+    """Raise a UserError when too many steps in a row were skipped."""
     if in_a_row >= SKIPS_BEFORE_ABORT:
         name = job.step.first_not_finite(batch, done - 1)
         raise UserError(
             f"{in_a_row} steps in a row had gradients that are not finite, the loss scale is "
-            f"{float(scale.scale.numpy()):g}; the first variable concerned is {name}. "
+            f"{float(job.step.loss_scale.scale.numpy()):g}; the first variable concerned is {name}. "
             "Lower --lr, or try --amp bfloat16 or --no-amp"
         )
 

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import zlib
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,8 +18,9 @@ from tqdm import tqdm
 import heads
 from configs import command
 from configs.errors import UsageError, UserError
-from data import batches
+from data import batches, feed
 from data.features import FeatureOptions
+from data.feed import Packed
 from data.tokenize import Tokenizer
 from heads import Head
 from model import run_folder, weights
@@ -248,24 +249,18 @@ def epoch_batches(
     """
     plan = batches.plan(batches.lengths(features), config.batch_size, edges, seed=config.seed, epoch=epoch)
     real = [loop.real_rows(rows >= 0) for _, rows in plan[first:]]
-    if machine.strategy is None:
-        stream = batches.prefetched(batches.batches(features, plan, first, extend=extend))
-        with contextlib.closing(stream):
-            yield from zip(stream, real, strict=True)
-        return
-    devices = machine.strategy.extended.worker_devices  # of this process
     own = batches.batches(features, plan, first, machine.rank, machine.ranks, extend)
-    stream = batches.prefetched(own, upload=partial(batches.shares_uploaded, devices), unpack=batches.shares_unpacked)
-    with contextlib.closing(stream):
-        for shares, rows in zip(stream, real, strict=True):
-            yield on_replicas(machine.strategy, shares), rows
+    with contextlib.closing(fed(own, machine)) as stream:
+        yield from zip(stream, real, strict=True)
 
 
-def on_replicas(strategy: tf.distribute.Strategy, shares: Sequence[dict[str, tf.Tensor]]):
-    """A batch of per-replica values of what lies on each device of this process."""
-    return strategy.experimental_distribute_values_from_function(
-        lambda context: shares[context.replica_id_in_sync_group % len(shares)]
-    )
+def fed(own: Iterator[dict[str, np.ndarray]], machine: Hardware) -> Generator[Packed, None, None]:
+    """This process's batches ahead on its device, or in shares on its devices."""
+    if machine.strategy is None:
+        return feed.prefetched(own)
+    devices = machine.strategy.extended.worker_devices  # of this process
+    upload, unpack = partial(feed.shares_uploaded, devices), partial(feed.shares_unpacked, machine.strategy)
+    return feed.prefetched(own, upload=upload, unpack=unpack)
 
 
 def describe(config: TrainConfig, source: weights.Published, tokenizer, train_set, head: Head) -> run_folder.RunInfo:

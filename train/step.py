@@ -9,20 +9,18 @@ and returns
 so that the mean over a batch that is spread over devices is the mean over the whole batch.
 """
 
-from typing import Any
 
 import keras
 import tensorflow as tf
 
+from data.feed import Packed
 from model.recompute import anew
 from train import packs
+from train.compiled import ByLayout
 
-MEASURED = (
-    "gradient_norm",
-    "finite",
-    "learning_rate",
-    "loss_scale",
-)  # what every step reports beside the objective's parts
+COUNTED = ("updates", "skipped_steps", "good_steps")
+# What every step reports beside the objective's parts; counters as of after it, exact up to 2^24.
+MEASURED = ("gradient_norm", "finite", "learning_rate", "loss_scale", *COUNTED, "skipped_in_a_row")
 _STREAMS = 1 << 20  # dropout seeds kept for one replica's step; a place in the model has an index below this
 _REPLICAS = 64
 
@@ -73,15 +71,12 @@ class Step:
         # XLA turns dozens of small operations a variable into one pass over it: worth it on a CPU without --jit, too.
         self._update = tf.function(self._update_body, autograph=False, jit_compile=True)
         if strategy is None:
-            self._run = tf.function(self._one_device, autograph=False, jit_compile=jit or None)
+            self._run = ByLayout(self._one_device, jit=jit)
         else:  # collectives stay outside of XLA, and nothing else does
             self._before_sum = tf.function(self._before_sum_body, autograph=False, jit_compile=jit or None)
             self._after_sum = tf.function(self._after_sum_body, autograph=False, jit_compile=True)
             self._layout: packs.Layout | None = None  # of what is summed; known when the first half is traced
-            self._run = tf.function(self._many_devices, autograph=False)
-            # By shape of the batch: to find the one among them, tf.function hashes all variables at every call, a
-            # millisecond, and the devices wait for it.
-            self._traced: dict[tuple[int, ...], Any] = {}
+            self._run = ByLayout(self._many_devices, apart=False)
 
     def variables(self) -> dict[str, tf.Variable]:
         """Everything to save beside the weights: slots, schedule, loss scale, gradients summed so far."""
@@ -97,9 +92,11 @@ class Step:
 
     def counters(self) -> dict[str, int]:
         """Updates applied, steps skipped, and finite steps since the loss scale last changed."""
+        return {name: int(counter.numpy()) for name, counter in zip(COUNTED, self._counters(), strict=False)}
+
+    def _counters(self) -> list[tf.Variable]:
         scale = self.loss_scale
-        counted = {"updates": self.optimizer.updates, "skipped_steps": scale.skipped, "good_steps": scale.good}
-        return {name: int(variable.numpy()) for name, variable in counted.items()}
+        return [self.optimizer.updates, scale.skipped, scale.good, scale.skipped_in_a_row]
 
     def summary(self) -> dict:
         """What a command's last line tells of the steps."""
@@ -113,30 +110,26 @@ class Step:
         """Names of the numbers that a step returns, in order."""
         return self.parts + MEASURED
 
-    def __call__(self, batch: dict, step: int) -> tf.Tensor:
+    def __call__(self, batch: Packed | dict, step: int) -> tf.Tensor:
         """Consume one batch; returns float32 [len(measured)] without waiting for the device.
 
-        batch: int32 [B, S] and float32 `weight` [B]; under a strategy per-replica values, in which uint32 stands for
-        int32 of the same bits (`data/batches.py`, unpacked); step: batches consumed before.
+        batch: int32 [B, S] and float32 `weight` [B] among its tensors; under a strategy of per-replica values.
+        step: batches consumed before.
         """
-        ids = batch["token_ids"]
-        ids = self.strategy.experimental_local_results(ids)[0] if self.strategy else ids
-        shape = tuple(ids.shape)
-        self.shapes.add(shape)
-        if self.strategy is not None and shape not in self._traced:
-            self._traced[shape] = self._run.get_concrete_function(batch)
+        batch = Packed.of(batch)
+        self.shapes.add(batch.shape("token_ids"))
         if self._ticked != (self.seed, step):
             self._ticks.assign(self._clock(step))
         self._ticked = None  # whatever happens in the step
-        report = self._run(batch) if self.strategy is None else self._traced[shape](batch)
+        report = self._run(batch)
         self._ticked = (self.seed, step + 1)
         return report
 
-    def first_not_finite(self, batch: dict, step: int) -> str:
+    def first_not_finite(self, batch: Packed | dict, step: int) -> str:
         """Name of the first variable whose gradient is not finite for this batch, for the message before an abort."""
         if self.strategy is not None:
             return "(not searched on several devices)"
-        gradients, _ = self._backward(batch, self._clock(step), 0)
+        gradients, _ = self._backward(Packed.of(batch).apart(), self._clock(step), 0)
         for name, gradient in zip(self.optimizer.weights, gradients, strict=True):
             if not bool(tf.reduce_all(tf.math.is_finite(gradient))):
                 return name
@@ -158,21 +151,21 @@ class Step:
     def _many_devices(self, batch):
         """Two compiled programs a replica, and the collectives between them: whatever else is done here would be a
         kernel by itself, and launched while the GPU waits, for the host goes on only after the sum is there."""
-        strategy = self.strategy
+        strategy, layout = self.strategy, batch.layout
         assert strategy is not None
 
-        def replica(batch):
+        def replica(numbers, others):
             context = tf.distribute.get_replica_context()
             index = int(tf.get_static_value(context.replica_id_in_sync_group))  # a constant tensor otherwise
-            flats = self._before_sum(batch, index)
+            flats = self._before_sum(numbers, others, layout, index)
             flats = [context.all_reduce(tf.distribute.ReduceOp.SUM, flat) for flat in flats]
             return self._after_sum(flats, index)
 
-        return strategy.experimental_local_results(strategy.run(replica, args=(batch,)))[0]
+        return strategy.experimental_local_results(strategy.run(replica, args=(batch.numbers, batch.others)))[0]
 
-    def _before_sum_body(self, batch, replica):
+    def _before_sum_body(self, numbers, others, layout, replica):
         """This replica's gradients and report, packed; its own copy of the clock is read and moved on."""
-        batch = {name: tf.bitcast(x, tf.int32) if x.dtype == tf.uint32 else x for name, x in batch.items()}
+        batch = Packed(numbers, layout, others).apart()
         ticks = self._local(replica)(self._ticks)
         gradients, report = self._backward_body(batch, tf.identity(ticks), replica)
         ticks.assign_add(tf.constant([0, 1], tf.int64))
@@ -205,7 +198,9 @@ class Step:
         correction = self.batch_size / weight
         scale, rate = tf.identity(self.loss_scale.scale), self.optimizer.rate()
         norm, finite = self._update(gradients, correction, replica)
-        return tf.concat([report[1:] / weight, tf.stack([norm, tf.cast(finite, tf.float32), rate, scale])], axis=0)
+        counted = [self._local(replica)(counter) for counter in self._counters()]
+        told = [norm, tf.cast(finite, tf.float32), rate, scale, *(tf.cast(one, tf.float32) for one in counted)]
+        return tf.concat([report[1:] / weight, tf.stack(told)], axis=0)
 
     def _update_body(self, gradients, correction, replica):
         """Unscale, clip, apply. Returns the unscaled gradients' global norm and whether it is finite."""
