@@ -10,6 +10,7 @@ from data.features import Features
 from data.squad import Dataset
 from data.windows import bounds
 
+TOGETHER = 256  # windows that are searched at once: 256 * 20 * 20 pairs take 1 MB
 NOTHING = -1e9  # the score where no span is allowed at all: finite, so that it survives JSON
 
 
@@ -43,30 +44,20 @@ def best_answers(
         )
     if features.examples != [e.id for e in dataset.examples]:
         raise ValueError("the features belong to another data set; make them from this one")
+    score, first, last, null = _best_spans(features, start_logits, end_logits, best, max_answer_tokens)
     edges = bounds(features.example, len(features.examples))
-    query_lengths = features.query_length()
     answers = {}
     for i, example in enumerate(dataset.examples):
-        top, span, null = NOTHING, None, np.inf
-        for row in range(edges[i], edges[i + 1]):
-            length = features.length[row]
-            start = _finite(start_logits[row][:length])
-            end = _finite(end_logits[row][:length])
-            null = min(null, start[0] + end[0])
-            score, first, last = _best_span(
-                start, end, query_lengths[row] + 2, features.max_context(row), best, max_answer_tokens
-            )
-            if score > top:  # the first window wins a tie
-                token = features.context_start[features.context[row]] + features.first[row]
-                top, span = score, features.context_offsets[[token + first, token + last]]
-        if span is None:
-            answers[example.id] = Prediction("", 0, 0, NOTHING, -NOTHING, int(edges[i + 1] - edges[i]))
+        low, high = int(edges[i]), int(edges[i + 1])
+        row = low + int(np.argmax(score[low:high])) if high > low else low  # the first window wins a tie
+        if high == low or score[row] <= NOTHING:
+            answers[example.id] = Prediction("", 0, 0, NOTHING, -NOTHING, high - low)
             continue
-        begin, stop = int(span[0, 0]), _with_marks(example.context, int(span[1, 1]))
-        windows = int(edges[i + 1] - edges[i])
-        answers[example.id] = Prediction(
-            example.context[begin:stop], begin, stop, float(top), float(null - top), windows
-        )
+        token = features.context_start[features.context[row]] + features.first[row]
+        begin = int(features.context_offsets[token + first[row], 0])
+        stop = _with_marks(example.context, int(features.context_offsets[token + last[row], 1]))
+        top, nothing = float(score[row]), float(null[low:high].min())
+        answers[example.id] = Prediction(example.context[begin:stop], begin, stop, top, nothing - top, high - low)
     return answers
 
 
@@ -78,31 +69,55 @@ def texts(predictions: Mapping[str, Prediction], threshold: float | None = None)
     }
 
 
-def _best_span(
-    start: np.ndarray, end: np.ndarray, shift: int, max_context: np.ndarray, best: int, most_tokens: int
-) -> tuple[float, int, int]:
-    """(score, first, last): the best span in context tokens of the window, whose first one stands at position `shift`.
+def _best_spans(
+    features: Features, start_logits: Sequence, end_logits: Sequence, best: int, most_tokens: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Of each window [W]: score, first and last context token of its best span, and the score of [CLS].
 
-    The score is NOTHING if no span is allowed.
+    The score is NOTHING if no span is allowed. Many windows at once: one by one, Python takes longer than the model.
     """
-    starts = np.argsort(-start, kind="stable")[:best] - shift  # [best]
-    ends = np.argsort(-end, kind="stable")[:best] - shift
-    starts = starts[(starts >= 0) & (starts < len(max_context))]
-    starts = starts[max_context[starts]]
-    ends = ends[(ends >= 0) & (ends < len(max_context))]
-    tokens = ends[None, :] - starts[:, None] + 1  # [starts, ends]
-    score = start[starts + shift][:, None] + end[ends + shift][None, :]
-    score = np.where((tokens >= 1) & (tokens <= most_tokens), score, NOTHING)
-    if not score.size:
-        return NOTHING, 0, 0
-    i, j = np.unravel_index(np.argmax(score), score.shape)
-    return float(score[i, j]), int(starts[i]), int(ends[j])
+    found = np.full(len(features), NOTHING), *np.zeros((2, len(features)), np.int64), np.zeros(len(features))
+    shift, count = features.query_length() + 2, features.count
+    for low in range(0, len(features), TOGETHER):
+        rows = np.arange(low, min(low + TOGETHER, len(features)))
+        length, begin = features.length[rows], shift[rows, None]
+        start, end = (_padded(logits[low : low + TOGETHER], length) for logits in (start_logits, end_logits))  # [R, S]
+        starts, ends = (np.argsort(-values, axis=1, kind="stable")[:, :best] for values in (start, end))  # [R, best]
+        inside = [(places >= begin) & (places < begin + count[rows, None]) for places in (starts, ends)]
+        inside[0] &= np.take_along_axis(_shown_best(features, rows, start.shape[1]), starts, axis=1)
+        tokens = ends[:, None, :] - starts[:, :, None] + 1  # [R, starts, ends]
+        score = np.take_along_axis(start, starts, 1)[:, :, None] + np.take_along_axis(end, ends, 1)[:, None, :]
+        allowed = inside[0][:, :, None] & inside[1][:, None, :] & (tokens >= 1) & (tokens <= most_tokens)
+        score = np.where(allowed, score, NOTHING).reshape(len(rows), -1)
+        place = np.argmax(score, axis=1)
+        every = np.arange(len(rows))
+        first, last = starts[every, place // ends.shape[1]], ends[every, place % ends.shape[1]]
+        values = score[every, place], first - begin[:, 0], last - begin[:, 0], start[:, 0] + end[:, 0]
+        for column, value in zip(found, values, strict=True):
+            column[rows] = value
+    return found
 
 
-def _finite(logits: np.ndarray) -> np.ndarray:
-    """float64 (sums of float32 tie too easily); a diverged model's NaN never wins and never spreads."""
-    wide = np.asarray(logits, np.float64)
-    return wide if np.isfinite(wide).all() else np.nan_to_num(wide, nan=-1e8, posinf=1e8, neginf=-1e8)
+def _padded(logits: Sequence[np.ndarray], length: np.ndarray) -> np.ndarray:
+    """float64 [R, longest] (sums of float32 tie too easily), -inf at padding; a diverged model's NaN never wins and
+    never spreads."""
+    wide = np.concatenate([np.asarray(one[:n], np.float64) for one, n in zip(logits, length, strict=True)])
+    if not np.isfinite(wide).all():
+        wide = np.nan_to_num(wide, nan=-1e8, posinf=1e8, neginf=-1e8)
+    padded = np.full((len(length), length.max()), -np.inf)
+    padded[np.arange(padded.shape[1]) < length[:, None]] = wide
+    return padded
+
+
+def _shown_best(features: Features, rows: np.ndarray, width: int) -> np.ndarray:
+    """bool [R, width]: whether this window shows the token with its maximum context; of the only window, all."""
+    shown = np.ones((len(rows), width), bool)
+    shift, example = features.query_length() + 2, features.example
+    beside = (np.r_[-1, example[:-1]] == example) | (np.r_[example[1:], -1] == example)
+    for place, row in enumerate(rows):
+        if beside[row]:
+            shown[place, shift[row] : shift[row] + features.count[row]] = features.max_context(row)
+    return shown
 
 
 def _with_marks(context: str, end: int) -> int:

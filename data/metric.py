@@ -8,6 +8,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Mapping
+from functools import lru_cache
 
 from configs.errors import UserError
 from data.answers import Prediction, texts
@@ -17,6 +18,7 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
+@lru_cache(100_000)  # answers to compare with come again with every evaluation
 def normalise(text: str) -> str:
     """Lower case, no punctuation, no articles, single spaces, in this order ("A.N." becomes "an" and goes)."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
@@ -89,9 +91,9 @@ def _score_2(example: Example, text: str) -> tuple[float, float]:
 
 def _overlap(gold: list[str], said: list[str]) -> float:
     """F1 of two bags of words; 0 if they share none."""
-    same = sum((Counter(gold) & Counter(said)).values())
-    if not same:
+    if set(gold).isdisjoint(said):
         return 0.0
+    same = sum((Counter(gold) & Counter(said)).values())
     precision, recall = same / len(said), same / len(gold)
     return 2 * precision * recall / (precision + recall)
 
