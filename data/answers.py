@@ -76,10 +76,11 @@ def _best_spans(
 
     The score is NOTHING if no span is allowed. Many windows at once: one by one, Python takes longer than the model.
     """
-    found = np.full(len(features), NOTHING), *np.zeros((2, len(features)), np.int64), np.zeros(len(features))
+    windows = len(features)
+    found = np.full(windows, NOTHING), np.zeros(windows, np.int64), np.zeros(windows, np.int64), np.zeros(windows)
     shift, count = features.query_length() + 2, features.count
-    for low in range(0, len(features), TOGETHER):
-        rows = np.arange(low, min(low + TOGETHER, len(features)))
+    for low in range(0, windows, TOGETHER):
+        rows = np.arange(low, min(low + TOGETHER, windows))
         length, begin = features.length[rows], shift[rows, None]
         start, end = (_padded(logits[low : low + TOGETHER], length) for logits in (start_logits, end_logits))  # [R, S]
         starts, ends = (np.argsort(-values, axis=1, kind="stable")[:, :best] for values in (start, end))  # [R, best]
