@@ -17,9 +17,10 @@ from model import run_folder
 from model.heads import HeadModel
 from model.weights import MODEL_FILE, read_json, read_tensors
 from train import checkpoint, loop
+from train.epoch import epoch_batches
 from train.evaluate import Evaluator
 from train.hardware import Hardware
-from train.prepare import epoch_batches, initialise
+from train.prepare import initialise
 from train.step import Step
 
 SEEDS_APART = 1_000_003  # between the stages of a run, so that they do not draw the same order and dropout

@@ -75,7 +75,8 @@ class BenchConfig:
     flags: str = setting("amp", help='more flags of train.py without their dashes: "amp buckets=3" (real, input)')
     seeds: tuple[int, ...] = setting((1, 2, 3), help="seeds (real)")
     profile: str | None = setting(
-        None, help="folder: record a few steps of the first model and precision there, print the kernels, and stop"
+        None, help="folder: record a few steps of the first model and precision, print the first GPU's kernels and "
+        "stop; with --parts mirrored on all GPUs"
     )
 
 
@@ -99,7 +100,10 @@ def main(config: BenchConfig) -> dict:
     if config.profile:
         from scripts import profile_step
 
-        variant = Variant(config.models[0], config.precisions[0], True, False, config.attention_dropout)
+        variant = one(config, config.models[0], config.precisions[0])
+        if "mirrored" in config.parts:
+            machine = hardware.prepare("auto", "mirrored", False, 1)
+            variant = dataclasses.replace(variant, batch=variant.batch * machine.replicas)
         return profile_step.profile(variant, machine, Path(config.profile))
     out = Path(config.out)
     about = {"device": device_name(machine.gpu), "date": datetime.date.today().isoformat()}
@@ -141,7 +145,10 @@ def jobs(config: BenchConfig, machine: hardware.Hardware) -> Iterator[Job]:
             elif part == "memory":
                 yield what, partial(timed, variant(xla=config.xla[0] == "on", recompute=True))
             elif part == "mirrored":
-                yield what, partial(mirrored_rows, config, machine, variant(xla=config.xla[0] == "on"))
+                by_one = variant(xla=config.xla[0] == "on")
+                yield f"{what}, 1 GPU", partial(timed, by_one, "1 GPU")
+                for collectives in ("tensorflow", "xla") if by_one.xla else ("tensorflow",):
+                    yield f"{what}, {collectives}", partial(mirrored_rows, config, by_one, collectives)
             else:
                 for xla in config.xla:
                     yield f"{what}, XLA {xla}", partial(timed, variant(xla=xla == "on"))
@@ -165,12 +172,12 @@ def about(variant: Variant, detail: str) -> dict:
     }
 
 
-def mirrored_rows(config: BenchConfig, machine: hardware.Hardware, variant: Variant) -> Iterator[dict]:
-    """One GPU, then all of them with as many rows each."""
-    yield from step_rows("mirrored", config, machine, variant, "1 GPU")
-    all_gpus = hardware.prepare("auto", "mirrored", False, 1)
-    whole = dataclasses.replace(variant, batch=variant.batch * all_gpus.replicas)
-    yield from step_rows("mirrored", config, all_gpus, whole, f"{all_gpus.replicas} GPUs, mirrored")
+def mirrored_rows(config: BenchConfig, by_one: Variant, collectives: str) -> Iterator[dict]:
+    """All GPUs with as many rows each as one has."""
+    machine = hardware.prepare("auto", "mirrored", False, 1)
+    whole = dataclasses.replace(by_one, batch=by_one.batch * machine.replicas, collectives=collectives)
+    where = f"{machine.replicas} GPUs, mirrored" + (", summed by XLA" if collectives == "xla" else "")
+    yield from step_rows("mirrored", config, machine, whole, where)
 
 
 def step_rows(
@@ -234,7 +241,7 @@ def table(rows: list[dict]) -> str:
         one = [row["seq_per_s"] for row in same if row["detail"].startswith("1 GPU,")]
         for row in same:
             if one and " GPUs, mirrored" in row["detail"]:
-                gpus = row["detail"].split(",")[0]
+                gpus = row["detail"].replace(", mirrored", "").rsplit(",", 1)[0]
                 lines.append(f"{part} {model} {kind}, {gpus}: {row['seq_per_s'] / one[0]:.2f} x one")
         if ours and peers:
             best = max if part == "full" else statistics.mean  # of all XLA settings, or of all seeds

@@ -25,9 +25,10 @@ from scripts import bench_train_peer
 from scripts.bench_train_step import forget_peak, peak_gib
 from train import hardware, loop
 from train.config import TrainConfig
+from train.epoch import epoch_batches
 from train.journal import Journal
 from train.out_folder import empty
-from train.prepare import Prepared, epoch_batches, initialise, prepare, steps_per_epoch
+from train.prepare import Prepared, initialise, prepare, steps_per_epoch
 
 RUNS = Path("runs/bench_train")
 ARRAYS = ("token_ids", "segment_ids", "padding_mask", "start_positions", "end_positions")

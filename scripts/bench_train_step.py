@@ -21,7 +21,8 @@ from model.config import NAMED
 from model.heads import HeadModel
 from train import hardware, precision
 from train.config import TrainConfig
-from train.prepare import fed, make_step
+from train.epoch import fed
+from train.prepare import make_step
 
 WARM_UP = 5  # steps after the first that are not counted
 
@@ -37,6 +38,7 @@ class Variant:
     attention_dropout: float = 0.0
     batch: int = 32
     tokens: int = 384
+    collectives: str = "tensorflow"
 
 
 @dataclass
@@ -54,7 +56,9 @@ def build(variant: Variant, machine: hardware.Hardware) -> tuple[Any, str]:
     chosen = precision.choose(variant.precision, machine.gpu)
     size = dataclasses.replace(NAMED[variant.model], attention_dropout=variant.attention_dropout)
     fused, _ = hardware.use_fused_attention(machine.gpu, variant.xla, chosen, size.attention_dropout)
-    settings = TrainConfig(model=variant.model, data="-", out="-", batch_size=variant.batch)
+    settings = TrainConfig(
+        model=variant.model, data="-", out="-", batch_size=variant.batch, collectives=variant.collectives
+    )
     with machine.scope():
         model = HeadModel(default(), size, chosen.policy, fused, variant.recompute)
         step = make_step(model, settings, chosen, variant.xla, machine, 1000)

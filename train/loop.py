@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from configs.errors import UserError
 from data.feed import Packed
 from model import run_folder
@@ -132,8 +130,3 @@ def stop_if_stuck(job: Job, batch: Packed | dict, done: int, in_a_row: int) -> N
             f"{float(job.step.loss_scale.scale.numpy()):g}; the first variable concerned is {name}. "
             "Lower --lr, or try --amp bfloat16 or --no-amp"
         )
-
-
-def real_rows(weight: np.ndarray) -> int:
-    """Rows of a batch that are no filler."""
-    return int((np.asarray(weight) > 0).sum())

@@ -1,9 +1,8 @@
 """From settings to a job for the loop: weights, tokeniser, windows, model, step; fine-tuning and measuring share it."""
 
-import contextlib
 import dataclasses
 import zlib
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,9 +17,8 @@ from tqdm import tqdm
 import heads
 from configs import command
 from configs.errors import UsageError, UserError
-from data import batches, feed
+from data import batches
 from data.features import FeatureOptions
-from data.feed import Packed
 from data.tokenize import Tokenizer
 from heads import Head
 from model import run_folder, weights
@@ -28,6 +26,7 @@ from model.config import NAMED, BertConfig
 from model.heads import HeadModel
 from train import loop, precision
 from train.config import RunConfig, TrainConfig
+from train.epoch import epoch_batches
 from train.evaluate import Evaluator
 from train.hardware import Hardware, use_fused_attention, use_xla
 from train.optimizer import AdamW, learning_rate
@@ -217,6 +216,11 @@ def compiled_step(
     objective, variables: dict, schedule, config: RunConfig, chosen, jit: bool, machine: Hardware, parts=("loss",)
 ) -> Step:
     """A step that learns any objective with the run's optimizer settings; made under the strategy's scope."""
+    if config.collectives == "xla" and not (machine.gpu and machine.strategy and machine.ranks == 1 and jit):
+        raise UsageError(
+            "--collectives xla sums over the GPUs of one machine inside a program of XLA's: it needs GPUs, "
+            "--distribute mirrored and no --no-jit; leave it out"
+        )
     optimizer = AdamW(variables, schedule, decay=config.weight_decay, bias_correction=config.bias_correction)
     scale = precision.LossScale(
         chosen.scaled,
@@ -236,31 +240,9 @@ def compiled_step(
         accumulate=config.accumulate,
         jit=jit,
         strategy=machine.strategy,
+        collectives=config.collectives,
         seed=config.seed,
     )
-
-
-def epoch_batches(
-    features, edges, config: RunConfig, machine: Hardware, epoch: int, first: int, extend=None
-) -> Generator[tuple, None, None]:
-    """(batch on the device or devices, real rows) from the epoch's first-th batch on; closing it ends its thread.
-
-    extend: numpy batch -> the same with more arrays [B, S, ...] (a teacher's cached outputs).
-    """
-    plan = batches.plan(batches.lengths(features), config.batch_size, edges, seed=config.seed, epoch=epoch)
-    real = [loop.real_rows(rows >= 0) for _, rows in plan[first:]]
-    own = batches.batches(features, plan, first, machine.rank, machine.ranks, extend)
-    with contextlib.closing(fed(own, machine)) as stream:
-        yield from zip(stream, real, strict=True)
-
-
-def fed(own: Iterator[dict[str, np.ndarray]], machine: Hardware) -> Generator[Packed, None, None]:
-    """This process's batches ahead on its device, or in shares on its devices."""
-    if machine.strategy is None:
-        return feed.prefetched(own)
-    devices = machine.strategy.extended.worker_devices  # of this process
-    upload, unpack = partial(feed.shares_uploaded, devices), partial(feed.shares_unpacked, machine.strategy)
-    return feed.prefetched(own, upload=upload, unpack=unpack)
 
 
 def describe(config: TrainConfig, source: weights.Published, tokenizer, train_set, head: Head) -> run_folder.RunInfo:
