@@ -45,8 +45,8 @@ from scripts.bench_train_step import Variant, device_name, measure, refuse_idle_
 from train import hardware
 
 COLUMNS = [
-    "part", "framework", "model", "precision", "detail", "batch", "tokens", "seq_per_s", "step_ms", "peak_gib",
-    "first_step_s", "compiled_shapes", "value", "device", "versions", "date",
+    "part", "framework", "model", "precision", "detail", "batch", "tokens", "seq_per_s", "step_ms", "host_ms",
+    "peak_gib", "first_step_s", "compiled_shapes", "value", "device", "versions", "date",
 ]  # fmt: skip
 KEY = ("part", "framework", "model", "precision", "detail", "batch", "tokens", "device")
 PARTS = ("full", "memory", "mirrored", "real", "input", "first")
@@ -113,7 +113,7 @@ def main(config: BenchConfig) -> dict:
         try:
             for row in map(blank.__or__, job()):
                 write(out, row)  # at once: what was measured is not lost with what comes after
-                print(", ".join(f"{name} {row[name]}" for name in COLUMNS[:13] if row[name] != ""), flush=True)
+                print(", ".join(f"{name} {row[name]}" for name in COLUMNS[:14] if row[name] != ""), flush=True)
                 rows.append(row)
         except Exception as error:  # of a framework, the driver, memory: none of them is the others' fault
             if not isinstance(error, UserError):
@@ -201,6 +201,7 @@ def figures(variant: Variant, seen: dict) -> dict:
     return {
         "seq_per_s": round(variant.batch / seen["step_ms"] * 1e3, 1),
         "step_ms": round(seen["step_ms"], 2),
+        "host_ms": round(seen["host_ms"], 2) if "host_ms" in seen else "",
         "peak_gib": round(seen["peak_gib"], 2),
         "first_step_s": round(seen["first_step_s"], 1),
     }

@@ -137,9 +137,11 @@ def overheads(prepared: Prepared, settings: TrainConfig, machine: hardware.Hardw
     kept = list(feed(0))
 
     def steps(batches) -> float:
+        nonlocal host
         start = time.perf_counter()
         for number, (batch, _) in enumerate(batches):
             numbers = step(batch, number)
+        host = time.perf_counter() - start
         numbers.numpy()
         return time.perf_counter() - start
 
@@ -155,6 +157,7 @@ def overheads(prepared: Prepared, settings: TrainConfig, machine: hardware.Hardw
         journal.close()
         return time.perf_counter() - start
 
+    host = 0.0  # seconds until the last step was started
     steps(kept)  # compiles
     repeated = {
         "batches ready made": lambda: steps(kept),
@@ -166,7 +169,9 @@ def overheads(prepared: Prepared, settings: TrainConfig, machine: hardware.Hardw
         seconds = float(np.median([measured() for _ in range(REPETITIONS)]))
         base = base or seconds
         more = "" if seconds == base else f"{100 * (seconds / base - 1):+.1f} %"
-        yield {"detail": detail, "seq_per_s": round(windows / seconds, 1), "value": more}
+        each = {"step_ms": round(seconds / len(kept) * 1e3, 2)}
+        each |= {"host_ms": round(host / len(kept) * 1e3, 2)} if measured is not logged else {}
+        yield {"detail": detail, "seq_per_s": round(windows / seconds, 1), "value": more} | each
     if prepared.evaluate is not None:
         prepared.evaluate()
         start = time.perf_counter()

@@ -46,6 +46,7 @@ class Timed:
     """What was seen of a variant."""
 
     step_ms: float  # median over repetitions
+    host_ms: float  # the same until the call returned: what it takes to start a step; near step_ms, it is the limit
     peak_gib: float  # of device memory, by TensorFlow's or PyTorch's own count
     first_step_s: float  # tracing and compiling included
     attention: str = ""
@@ -98,16 +99,18 @@ def measure(variant: Variant, machine: hardware.Hardware, steps: int, repetition
     numbers.numpy()
     forget_peak(machine)
     seconds = [timed(step, batch, steps) for _ in range(repetitions)]
-    return Timed(float(np.median(seconds)) * 1e3, peak_gib(machine, before), first, attention)
+    whole, host = np.median(seconds, axis=0) * 1e3
+    return Timed(float(whole), float(host), peak_gib(machine, before), first, attention)
 
 
-def timed(step, batch, steps: int) -> float:
-    """Seconds a step, of `steps` steps one after the other and one wait at the end."""
+def timed(step, batch, steps: int) -> tuple[float, float]:
+    """Seconds a step, of `steps` steps in a row and one wait at the end; and seconds until a call returned."""
     start = time.perf_counter()
     for number in range(steps):
         numbers = step(batch, number)
+    started = time.perf_counter()
     numbers.numpy()  # waits for the device
-    return (time.perf_counter() - start) / steps
+    return (time.perf_counter() - start) / steps, (started - start) / steps
 
 
 def used_bytes(machine: hardware.Hardware) -> int:

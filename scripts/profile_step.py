@@ -40,8 +40,9 @@ def profile(variant: Variant, machine: hardware.Hardware, folder: Path) -> dict:
     batch = on_devices(random_rows(variant), machine)
     step(batch, 0).numpy()
     timed(step, batch, WARM_UP)
-    plain = timed(step, batch, 20)
-    print(f"a step takes {plain * 1e3:.2f} ms; recording {STEPS}", flush=True)  # known, whatever the profiler does
+    plain, host = timed(step, batch, 20)
+    # Known, whatever the profiler does.
+    print(f"a step takes {plain * 1e3:.2f} ms, {host * 1e3:.2f} to start it; recording {STEPS}", flush=True)
     folder.mkdir(parents=True, exist_ok=True)
     kernels = by_tensorflow(lambda: timed(step, batch, STEPS), folder)
     if not kernels and machine.gpu and importlib.util.find_spec("torch"):

@@ -68,7 +68,7 @@ def test_all_gpus_are_timed_beside_one_with_as_many_rows_on_each(tmp_path, monke
 
     def measure(variant, machine, *_):
         taken = {"tensorflow": 12.5, "xla": 11.0}[variant.collectives] if machine.strategy else 10.0
-        return bench_train_step.Timed(taken, 1.5, 2.0, "fused")
+        return bench_train_step.Timed(taken, 1.0, 1.5, 2.0, "fused")
 
     monkeypatch.setattr(hardware, "prepare", prepare)
     monkeypatch.setattr(bench_train.tf.config, "list_physical_devices", lambda _: ["GPU"] * 4)
@@ -94,7 +94,7 @@ def test_what_fails_is_named_and_the_others_are_measured(tmp_path, monkeypatch, 
     def measure(variant, *_):
         if variant.model == "bert-tiny":
             raise tf.errors.ResourceExhaustedError(None, None, "out of memory")
-        return bench_train_step.Timed(10.0, 1.5, 2.0, "fused")
+        return bench_train_step.Timed(10.0, 1.0, 1.5, 2.0, "fused")
 
     monkeypatch.setattr(bench_train, "measure", measure)
     monkeypatch.setattr(bench_train_peer, "check", lambda: None)
@@ -111,7 +111,7 @@ def test_what_fails_is_named_and_the_others_are_measured(tmp_path, monkeypatch, 
 
 def test_a_plot_that_cannot_be_drawn_costs_no_figure(tmp_path, monkeypatch, capsys):
     plot_train = pytest.importorskip("scripts.plot_train")
-    monkeypatch.setattr(bench_train, "measure", lambda *_: bench_train_step.Timed(10.0, 1.5, 2.0, "fused"))
+    monkeypatch.setattr(bench_train, "measure", lambda *_: bench_train_step.Timed(10.0, 1.0, 1.5, 2.0, "fused"))
     monkeypatch.setattr(plot_train, "draw", lambda *_: [][0])
     assert bench("--out", tmp_path / "s.csv")["metrics"]
     assert "no plot: IndexError" in capsys.readouterr().out
