@@ -103,7 +103,7 @@ def test_connections_are_shared_among_the_workers(tmp_path):
             seen[json.loads(connection.getresponse().read())["worker"]] += 1
             connection.close()
     assert len(seen) == 2
-    assert min(seen.values()) > 5
+    assert min(seen.values()) > 1  # not by halves: whoever is less busy takes more
 
 
 def test_a_worker_that_hangs_is_killed_and_replaced(tmp_path):
