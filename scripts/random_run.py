@@ -1,6 +1,6 @@
 """A run folder of any size with random weights, for measuring speed where no trained model of that size is at hand.
 
-    python -m scripts.random_run --size bert-large --vocab vocab.txt --out runs/large
+    python -m scripts.random_run --size bert-large --out runs/large
     python export.py --run runs/large --out engines/large --no-verify --max-batch 512 --max-tokens 46080
     python -m serve.bench --engine engines/large --data dev-v1.1.json.gz
 
@@ -21,6 +21,7 @@ from configs.options import setting
 from heads import default
 from model import run_folder, weights
 from model.config import NAMED
+from scripts.fetch_weights import minilm_folder
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,11 @@ class RandomConfig:
 
     Example:
 
-      python -m scripts.random_run --size bert-large --vocab vocab.txt --out runs/large
+      python -m scripts.random_run --size bert-large --out runs/large
     """
 
     size: str = setting(required=True, help=f"one of {', '.join(NAMED)}")
-    vocab: str = setting(required=True, help="vocab.txt, whose lines are the vocabulary")
+    vocab: str | None = setting(None, help="vocab.txt, whose lines are the vocabulary; none: all-MiniLM-L6-v2's")
     out: str = setting(required=True, help="run folder to write; must not exist")
     window: int = setting(384, least=16, most=512, help="tokens a window")
     stride: int = setting(128, least=1, help="tokens from one window to the next")
@@ -47,9 +48,10 @@ class RandomConfig:
 
 
 def main(config: RandomConfig) -> dict:
-    out, vocabulary = Path(config.out), Path(config.vocab)
+    out = Path(config.out)
     if out.exists():
         raise UserError(f"{out} is there already; take another --out")
+    vocabulary = Path(config.vocab) if config.vocab else minilm_folder() / "vocab.txt"
     pieces = len(vocabulary.read_text(encoding="utf-8").splitlines())
     sizes = replace(NAMED[config.size], vocabulary=pieces, gelu=config.gelu or NAMED[config.size].gelu)
     random = np.random.default_rng(config.seed)

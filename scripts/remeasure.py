@@ -22,7 +22,7 @@ from configs.options import setting
 
 ROOT = Path(__file__).parent.parent
 SECTION = "Measured"
-PLACEHOLDER = re.compile(r"\.\.\.|\b(DIR|RUN|FILE)\b")  # such a command is an example, not one to run
+NOT_RUN = re.compile(r"\.\.\.|\b(DIR|RUN|FILE)\b|scripts\.remeasure")  # an example, or this one
 TRAIN, DEV = "train-v1.1.json.gz", "dev-v1.1.json.gz"  # as the README calls the questions
 
 
@@ -47,7 +47,7 @@ def commands(readme: str) -> list[str]:
     text = re.sub(r"\\\n\s*", "", found[1])
     lines = re.findall(r"^    (python .+)$|`(python [^`]+)`", text, re.MULTILINE)
     whole = [(block or inline).split("  #")[0].strip() for block, inline in lines]
-    return list(dict.fromkeys(line for line in whole if not PLACEHOLDER.search(line)))
+    return list(dict.fromkeys(line for line in whole if not NOT_RUN.search(line)))
 
 
 def picked(all_commands: list[str], picks: tuple[str, ...]) -> list[tuple[int, str]]:

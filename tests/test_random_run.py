@@ -5,6 +5,7 @@ import pytest
 
 from configs.errors import UsageError, UserError
 from export import checkpoint
+from scripts import random_run
 from scripts.random_run import RandomConfig, main
 
 
@@ -20,3 +21,10 @@ def test_a_random_run_is_read_by_export_with_the_size_and_vocabulary_asked_for(t
         main(RandomConfig("bert-tiny", str(tmp_path / "vocab.txt"), str(out)))
     with pytest.raises(UsageError, match="'bert-huge' is not known"):
         RandomConfig("bert-huge", "v", "o")
+
+
+def test_without_a_vocabulary_it_is_that_of_the_published_weights(tmp_path, monkeypatch):
+    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "##b", "c"]) + "\n")
+    monkeypatch.setattr(random_run, "minilm_folder", lambda: tmp_path)
+    main(RandomConfig("bert-tiny", out=str(tmp_path / "run")))
+    assert checkpoint.read(tmp_path / "run").config.vocabulary == 7

@@ -15,7 +15,7 @@ README = """
 
 ## Measured
 
-Figures, by `python -m a.b --x 1` and `python -m shown --engine DIR`:
+`python -m scripts.remeasure` runs them. Figures, by `python -m a.b --x 1` and `python -m shown --engine DIR`:
 
     python -m a.c --data train-v1.1.json.gz    # why
     python -m a.b --x 1
