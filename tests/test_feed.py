@@ -10,6 +10,7 @@ from data_kit import dataset, example, letters
 from configs.errors import UserError
 from data import batches, feed
 from data.features import FeatureOptions, featurise
+from train.compiled import ByLayout
 
 
 @pytest.fixture
@@ -115,3 +116,29 @@ def test_nobody_goes_on_making_batches_that_nobody_wants():
     assert count <= 6
     assert "batches" not in {thread.name for thread in threading.enumerate()}
     assert len(made) == count
+
+
+# A size for which a CPU works on every batch for a moment, and one for a GPU: it is behind all along.
+@pytest.mark.parametrize(("width", "count"), [(128, 40), pytest.param(4096, 400, marks=pytest.mark.gpu)])
+def test_whoever_is_behind_gets_every_batch_as_it_was_made(width, count):
+    random = np.random.default_rng(0)
+    lengths = random.choice([8, 16, 24, 40], count)
+    given = [
+        {
+            "ids": random.integers(-(2**31), 2**31 - 1, (4, length), dtype=np.int32),
+            "weight": random.standard_normal(4).astype(np.float32),
+        }
+        for length in lengths
+    ]
+    square = tf.random.stateless_normal((width, width), [1, 2]) / width
+
+    def late(batch: dict) -> dict:
+        """The batch, and a number that depends on two products."""
+        return batch | {"busy": tf.reduce_sum(square @ (square + batch["weight"][0]))}
+
+    call = ByLayout(late, jit=True)
+    found = [call(batch) for batch in feed.prefetched(iter(given))]
+    assert len(call.made) == len(set(lengths))
+    for tensors, arrays in zip(found, given, strict=True):
+        assert np.isfinite(tensors.pop("busy").numpy())
+        same(tensors, arrays)
