@@ -6,7 +6,7 @@ says which of them an engine has, and what it asks: the page makes its form of t
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import fields as fields_of
 from typing import Any
 
@@ -19,6 +19,7 @@ from heads import Head
 from heads.head import characters
 from serve.batcher import Timing
 from serve.config import ServerConfig
+from serve.direct import Endpoint
 from serve.engines import Engine, Engines
 from serve.guard import in_json
 from serve.metrics import Metrics
@@ -42,14 +43,17 @@ class Ask(BaseModel):
     priority: int = Field(0, ge=-9, le=9, description="the less the sooner")
 
 
-def router(config: ServerConfig, engines: Engines, metrics: Metrics) -> APIRouter:
+def endpoints(config: ServerConfig, engines: Engines, metrics: Metrics) -> dict[str, Endpoint]:
+    """Each head's path and what is called for a POST to it."""
+    return {path: _endpoint(path, head, config, engines, metrics) for path, head in heads.by_path().items()}
+
+
+def router(called: Mapping[str, Endpoint], engines: Engines) -> APIRouter:
     """All routes."""
     routes = APIRouter()
     for path, head in heads.by_path().items():
-        kind = asked(head)
-        about = takes(kind) | {"responses": {"200": {"description": head.title, "content": given(head)}}}
-        route = _route(path, head, kind, config, engines, metrics)
-        routes.add_api_route(path, route, methods=["POST"], openapi_extra=about, name=path[1:])
+        about = takes(asked(head)) | {"responses": {"200": {"description": head.title, "content": given(head)}}}
+        routes.add_api_route(path, called[path], methods=["POST"], openapi_extra=about, name=path[1:])
 
     @routes.get("/engine")
     async def engine(model: str | None = None) -> Response:
@@ -91,9 +95,9 @@ def described(engine: Engine) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _route(
-    path: str, head: type[Head], kind: type[BaseModel], config: ServerConfig, engines: Engines, metrics: Metrics
-) -> Callable[[Request], Any]:
+def _endpoint(path: str, head: type[Head], config: ServerConfig, engines: Engines, metrics: Metrics) -> Endpoint:
+    kind = asked(head)
+
     async def respond(request: Request) -> Response:
         ask: Any = checked(kind, await body(request))
         fields = {name: value for name in head.fields if (value := getattr(ask, name)) is not None}

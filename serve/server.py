@@ -23,6 +23,7 @@ from configs import __version__
 from configs.errors import UserError
 from serve import head_routes, protocol, quiet, repository
 from serve.config import ServerConfig
+from serve.direct import Direct
 from serve.engines import Engines, UnknownEngineError, opener
 from serve.guard import Guard, RefusedError, in_json
 from serve.metrics import CONTENT_TYPE, Metrics
@@ -34,6 +35,7 @@ FILES = {
     "/": ("index.html", "text/html"), "/page.js": ("page.js", "text/javascript"), "/page.css": ("page.css", "text/css")
 }  # fmt: skip
 ANYONE = frozenset({"/v2/health/live", "/v2/health/ready", *FILES})  # without the secret
+INFER = ("/v2/models/{model}/infer", "/v2/models/{model}/versions/{version}/infer")
 READY_S = 5.0  # for the inference that proves that an engine is ready
 
 
@@ -52,9 +54,9 @@ def create_app(config: ServerConfig, engines: Engines | None = None, metrics: Me
         await apart(engines.close)
 
     app = FastAPI(title="Retort", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.add_middleware(Guard, metrics=metrics, max_bytes=config.max_bytes, token=token, anyone=ANYONE)  # type: ignore[arg-type]
     app.add_exception_handler(HTTPException, _http_error)
-    app.include_router(head_routes.router(config, engines, metrics))  # first: routes are tried one after the other
+    posts = head_routes.endpoints(config, engines, metrics)
+    app.include_router(head_routes.router(posts, engines))
 
     @app.get("/v2/health/live")
     async def live() -> Response:
@@ -84,8 +86,8 @@ def create_app(config: ServerConfig, engines: Engines | None = None, metrics: Me
             await ready(engines, model)
         return in_json({})
 
-    @app.post("/v2/models/{model}/infer", openapi_extra=takes(protocol.InferRequest))
-    @app.post("/v2/models/{model}/versions/{version}/infer", openapi_extra=takes(protocol.InferRequest))
+    @app.post(INFER[0], openapi_extra=takes(protocol.InferRequest))
+    @app.post(INFER[1], openapi_extra=takes(protocol.InferRequest))
     async def infer(request: Request, model: str, version: str = protocol.VERSION) -> Response:
         with _used(engines, model, version) as engine:
             request.state.facts["model"] = engine.name
@@ -100,6 +102,9 @@ def create_app(config: ServerConfig, engines: Engines | None = None, metrics: Me
             return Response(told, media_type="application/json")
         return Response(told, media_type="application/octet-stream", headers={protocol.HEADER: str(head)})
 
+    posts |= dict.fromkeys(INFER, infer)
+    app.add_middleware(Direct, posts=posts)  # type: ignore[arg-type]
+    app.add_middleware(Guard, metrics=metrics, max_bytes=config.max_bytes, token=token, anyone=ANYONE)  # type: ignore[arg-type]
     app.include_router(repository.router(engines, bool(token)))
 
     @app.get("/metrics")

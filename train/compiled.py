@@ -13,12 +13,12 @@ from data.feed import Packed
 
 
 class ByLayout:
-    """`body(batch, *more)` compiled once for each layout; batch a dict of tensors, taken apart inside.
+    """`body(batch)` compiled once for each layout; called with a `Packed`.
 
     Args:
-        body: of tensors; must not depend on anything else that changes.
+        body: of a dict of tensors; reads variables as they are at a call, and all else as it was at the first.
         jit: compile with XLA.
-        apart: whether the body wants the tensors; otherwise it gets the `Packed` (of per-replica values, say).
+        apart: take the batch apart inside; otherwise the body gets the `Packed`, of per-replica values, say.
     """
 
     def __init__(self, body: Callable, *, jit: bool = False, apart: bool = True) -> None:
