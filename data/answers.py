@@ -76,49 +76,48 @@ def _best_spans(
 
     The score is NOTHING if no span is allowed. Many windows at once: one by one, Python takes longer than the model.
     """
-    windows = len(features)
+    windows, example = len(features), features.example
     found = np.full(windows, NOTHING), np.zeros(windows, np.int64), np.zeros(windows, np.int64), np.zeros(windows)
-    shift, count = features.query_length() + 2, features.count
+    begin = (features.query_length() + 2)[:, None]  # [W, 1]
+    end = begin + features.count[:, None]
+    beside = np.zeros(windows, bool)  # other windows of its example
+    beside[1:] = example[1:] == example[:-1]
+    beside[:-1] |= beside[1:]
     for low in range(0, windows, TOGETHER):
-        rows = np.arange(low, min(low + TOGETHER, windows))
-        length, begin = features.length[rows], shift[rows, None]
-        start, end = (_padded(logits[low : low + TOGETHER], length) for logits in (start_logits, end_logits))  # [R, S]
-        starts, ends = (np.argsort(-values, axis=1, kind="stable")[:, :best] for values in (start, end))  # [R, best]
-        inside = [(places >= begin) & (places < begin + count[rows, None]) for places in (starts, ends)]
-        inside[0] &= np.take_along_axis(_shown_best(features, rows, start.shape[1]), starts, axis=1)
+        part = slice(low, low + TOGETHER)
+        length = features.length[part]
+        start_logit, end_logit = (_padded(logits[part], length) for logits in (start_logits, end_logits))  # [R, S]
+        every = np.arange(len(length))[:, None]
+        starts, ends = ((-values).argsort(axis=1, kind="stable")[:, :best] for values in (start_logit, end_logit))
+        may_start = (starts >= begin[part]) & (starts < end[part])  # [R, best]
+        for place in np.flatnonzero(beside[part]):
+            mine = np.flatnonzero(may_start[place])
+            shown = features.max_context(low + int(place))
+            may_start[place, mine] = shown[starts[place, mine] - begin[low + place]]
+        may_end = (ends >= begin[part]) & (ends < end[part])
         tokens = ends[:, None, :] - starts[:, :, None] + 1  # [R, starts, ends]
-        score = np.take_along_axis(start, starts, 1)[:, :, None] + np.take_along_axis(end, ends, 1)[:, None, :]
-        allowed = inside[0][:, :, None] & inside[1][:, None, :] & (tokens >= 1) & (tokens <= most_tokens)
-        score = np.where(allowed, score, NOTHING).reshape(len(rows), -1)
-        place = np.argmax(score, axis=1)
-        every = np.arange(len(rows))
-        first, last = starts[every, place // ends.shape[1]], ends[every, place % ends.shape[1]]
-        values = score[every, place], first - begin[:, 0], last - begin[:, 0], start[:, 0] + end[:, 0]
-        for column, value in zip(found, values, strict=True):
-            column[rows] = value
+        score = start_logit[every, starts][:, :, None] + end_logit[every, ends][:, None, :]
+        allowed = may_start[:, :, None] & may_end[:, None, :] & (tokens >= 1) & (tokens <= most_tokens)
+        score = np.where(allowed, score, NOTHING).reshape(len(length), -1)
+        place = score.argmax(axis=1)[:, None]
+        best_of = score[every, place], starts[every, place // ends.shape[1]], ends[every, place % ends.shape[1]]
+        found[0][part] = best_of[0][:, 0]
+        found[1][part], found[2][part] = ((token - begin[part])[:, 0] for token in best_of[1:])
+        found[3][part] = start_logit[:, 0] + end_logit[:, 0]
     return found
 
 
 def _padded(logits: Sequence[np.ndarray], length: np.ndarray) -> np.ndarray:
     """float64 [R, longest] (sums of float32 tie too easily), -inf at padding; a diverged model's NaN never wins and
     never spreads."""
-    wide = np.concatenate([np.asarray(one[:n], np.float64) for one, n in zip(logits, length, strict=True)])
-    if not np.isfinite(wide).all():
-        wide = np.nan_to_num(wide, nan=-1e8, posinf=1e8, neginf=-1e8)
-    padded = np.full((len(length), length.max()), -np.inf)
-    padded[np.arange(padded.shape[1]) < length[:, None]] = wide
+    flat = np.concatenate([one[:n] for one, n in zip(logits, length.tolist(), strict=True)], dtype=np.float64)
+    if not np.isfinite(flat).all():
+        flat = np.nan_to_num(flat, nan=-1e8, posinf=1e8, neginf=-1e8)
+    if len(length) == 1:
+        return flat[None]
+    padded = np.full((len(length), int(length.max())), -np.inf)
+    padded[np.arange(padded.shape[1]) < length[:, None]] = flat
     return padded
-
-
-def _shown_best(features: Features, rows: np.ndarray, width: int) -> np.ndarray:
-    """bool [R, width]: whether this window shows the token with its maximum context; of the only window, all."""
-    shown = np.ones((len(rows), width), bool)
-    shift, example = features.query_length() + 2, features.example
-    beside = (np.r_[-1, example[:-1]] == example) | (np.r_[example[1:], -1] == example)
-    for place, row in enumerate(rows):
-        if beside[row]:
-            shown[place, shift[row] : shift[row] + features.count[row]] = features.max_context(row)
-    return shown
 
 
 def _with_marks(context: str, end: int) -> int:

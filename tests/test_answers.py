@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from data_kit import dataset, example, letters, shared, write_vocab
 
-from data import squad
+from data import answers, squad
 from data.answers import best_answers, texts
 from data.features import FeatureOptions, Features, featurise
 from data.metric import best_threshold, evaluate
@@ -118,6 +118,18 @@ def test_nothing_allowed_gives_an_empty_answer_and_a_score_that_survives_json(tm
         assert prediction.no_answer_score > 1e8
         json.dumps(asdict(prediction), allow_nan=False)
     assert texts(predictions, 100.0) == {"empty": "", "question": ""}
+
+
+def test_the_answers_of_many_windows_are_those_of_each_alone(tmp_path: Path, monkeypatch):
+    words = "the quick brown fox jumps over 13 lazy dogs, twice. "
+    data = dataset(*(example(str(n), words * n, "who" * n) for n in range(1, 9)))
+    features = featurise(data, letters(tmp_path), FeatureOptions(40, 11, 8))
+    start, end = noise(features, 1), noise(features, 2)
+    start[5][3], end[7][:9], start[11][12] = np.nan, -np.inf, np.inf
+    together = best_answers(features, data, start, end)
+    for size in (1, 7):
+        monkeypatch.setattr(answers, "TOGETHER", size)
+        assert best_answers(features, data, start, end) == together
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
