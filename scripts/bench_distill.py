@@ -32,6 +32,8 @@ from model.config import NAMED
 from model.heads import HeadModel
 from scripts.bench_train_step import device_name
 from train import hardware, precision
+from train.compiled import ByLayout
+from train.epoch import fed
 
 COLUMNS = [
     "teacher", "student", "precision", "xla", "what", "step_ms", "ratio", "allowed", "batch", "tokens", "peak_gib",
@@ -98,11 +100,11 @@ def measure(config: BenchConfig, machine: hardware.Hardware, kind: str):
         default(),
     )
     teacher = HeadModel(default(), theirs, chosen.policy, fused)
-    batch = random_batch(config, theirs.vocabulary)
+    (batch,) = fed(iter([random_rows(config, theirs.vocabulary)]), machine)
 
     answers = recipe(settings, "prediction", plan, theirs, default())
-    forward = tf.function(lambda: teacher_outputs(teacher, batch, answers), autograph=False, jit_compile=jit or None)
-    yield timed(config, machine, kind, jit, "teacher forward", None, lambda number: forward()["teacher.start"])
+    forward = ByLayout(lambda tensors: teacher_outputs(teacher, tensors, answers), jit=jit)
+    yield timed(config, machine, kind, jit, "teacher forward", None, lambda number: forward(batch)["teacher.start"])
     for what, (stage, given, allowed) in LEARNT.items():
         learnt = recipe(replace(settings, **given), stage, plan, theirs, default())
         model = HeadModel(default(), plan.config, chosen.policy, fused)
@@ -114,15 +116,15 @@ def measure(config: BenchConfig, machine: hardware.Hardware, kind: str):
         yield timed(config, machine, kind, jit, what, allowed, lambda number, step=step: step(batch, number))
 
 
-def random_batch(config: BenchConfig, vocabulary: int) -> dict[str, tf.Tensor]:
+def random_rows(config: BenchConfig, vocabulary: int) -> dict[str, np.ndarray]:
     random, shape = np.random.default_rng(1), (config.batch, config.tokens)
     return {
-        "token_ids": tf.constant(random.integers(1000, vocabulary, shape), tf.int32),
-        "segment_ids": tf.zeros(shape, tf.int32),
-        "padding_mask": tf.ones(shape, tf.int32),
-        "start_positions": tf.constant(random.integers(0, config.tokens, config.batch), tf.int32),
-        "end_positions": tf.constant(random.integers(0, config.tokens, config.batch), tf.int32),
-        "weight": tf.ones(config.batch),
+        "token_ids": random.integers(1000, vocabulary, shape).astype(np.int32),
+        "segment_ids": np.zeros(shape, np.int32),
+        "padding_mask": np.ones(shape, np.int32),
+        "start_positions": random.integers(0, config.tokens, config.batch).astype(np.int32),
+        "end_positions": random.integers(0, config.tokens, config.batch).astype(np.int32),
+        "weight": np.ones(config.batch, np.float32),
     }
 
 
