@@ -98,16 +98,16 @@ def test_time_that_is_not_training_does_not_count(start, tmp_path, monkeypatch):
     assert [(line["seconds"], line["seq_per_s"]) for line in told(tmp_path)] == [(2.0, 3.0), (2.0, 3.0)]
 
 
-def test_skipped_steps_have_no_part_in_the_means_and_those_in_a_row_are_returned(start, tmp_path):
+def test_skipped_steps_have_no_part_in_the_means_and_those_in_a_row_at_the_end_are_returned(start, tmp_path):
     one = start()
     for number in range(4):
         skipped = {"finite": 0, "loss": np.inf, "gradient_norm": np.nan, "skipped_in_a_row": number}
         one.step(report(number, **(skipped if number in (1, 2) else {})), 1)
-    assert one.read() == 2
+    assert one.read() == 0
     assert (told(tmp_path)[0]["loss"], told(tmp_path)[0]["gradient_norm"]) == (1.5, 15)
     for number in range(4):
-        one.step(report(number, finite=0, loss=np.nan), 1)
-    one.read()
+        one.step(report(number, finite=0, loss=np.nan, skipped_in_a_row=number + 1), 1)
+    assert one.read() == 4
     assert told(tmp_path)[1]["loss"] is None
 
 

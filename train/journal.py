@@ -72,7 +72,7 @@ class Journal:
     def read(self, *, end: bool = False) -> int:
         """Fetch the numbers of the steps noted, and write the lines that are complete; at the end of a run all.
 
-        Waits for the device. Returns the most steps in a row that were skipped.
+        Waits for the device. Returns how many steps in a row were skipped up to the last.
         """
         if not self.unread:
             return 0
@@ -84,7 +84,7 @@ class Journal:
         while len(self.untold) >= self.log_every or (end and self.untold):
             self._tell(self.untold[: self.log_every])
             self.untold = self.untold[self.log_every :]
-        return int(found[:, self.names.index("skipped_in_a_row")].max())
+        return int(found[-1, self.names.index("skipped_in_a_row")])
 
     def _tell(self, steps: list[tuple[np.ndarray, int, float]]) -> None:
         """One line: means of what the steps returned, and the counters after the last of them."""

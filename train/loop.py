@@ -105,9 +105,12 @@ def run(job: Job, resume: bool = False) -> dict:
                 done += 1
                 at_end = done == job.total_steps
                 due = done % job.eval_every == 0 if job.eval_every else done % job.steps_per_epoch == 0
-                pausing = due or at_end or done % job.save_every == 0
-                if journal.due or pausing:  # a pause waits for the device in any case
-                    stop_if_stuck(job, batch, done, journal.read(end=at_end))
+                pausing = due or at_end or done % job.save_every == 0  # which waits for the device in any case
+                looking = pausing or done % SKIPS_BEFORE_ABORT == 0  # the same steps for all workers
+                if looking or journal.due:
+                    in_a_row = journal.read(end=at_end)
+                    if looking:
+                        stop_if_stuck(job, batch, done, in_a_row)
                 if pausing:
                     paused = journal.pause()
                     if at_end or due:
