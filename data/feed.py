@@ -66,11 +66,15 @@ class Packed:
         for other, shape, _ in self.layout.arrays:
             if other == name:
                 return shape
-        value = self.others[name]
-        return tuple(getattr(value, "values", [value])[0].shape)
+        return tuple(of_devices(self.others[name])[0].shape)
 
     def apart(self) -> dict[str, tf.Tensor]:
         return self.layout.apart(self.numbers) | self.others
+
+
+def of_devices(value: Any) -> Sequence[tf.Tensor]:
+    """The tensors of a per-replica value, or the one tensor."""
+    return getattr(value, "values", None) or [value]
 
 
 @dataclass(frozen=True)
@@ -132,10 +136,10 @@ def shares_unpacked(strategy: tf.distribute.Strategy, shares: list[tuple[str, Pa
         )
 
     together = []
-    for of_devices in zip(*found, strict=True):
-        one = of_devices[0]
-        others = {name: per_replica([share.others[name] for share in of_devices]) for name in one.others}
-        together.append(Packed(per_replica([share.numbers for share in of_devices]), one.layout, others))
+    for same in zip(*found, strict=True):
+        one = same[0]
+        others = {name: per_replica([share.others[name] for share in same]) for name in one.others}
+        together.append(Packed(per_replica([share.numbers for share in same]), one.layout, others))
     return together
 
 

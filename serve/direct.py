@@ -1,8 +1,8 @@
 """The routes that nearly all requests take, straight from the guard to their functions.
 
 FastAPI tries its routes one after the other and then looks for dependencies, validation and clean-up that ours have
-none of: a third of the Python that a short request costs the server, and Python is what limits it. It keeps all
-else: these routes stand in its OpenAPI description, and what is no POST to one of them is still its.
+none of: about a third of what the server adds to a short request, timed once, and Python is what limits it. It keeps
+all else: these routes stand in its OpenAPI description, and what is no POST to one of them is still its.
 """
 
 from collections.abc import Awaitable, Callable, Mapping

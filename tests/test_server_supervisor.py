@@ -94,16 +94,19 @@ def test_a_worker_killed_under_load_is_replaced_and_every_answer_is_right(tmp_pa
 
 def test_connections_are_shared_among_the_workers(tmp_path):
     with workers(tmp_path) as (_, port):
-        open_ones, seen = [], Counter()
-        for _ in range(60):
-            open_ones.append(http.client.HTTPConnection("127.0.0.1", port, timeout=20))
-            open_ones[-1].connect()
-        for connection in open_ones:
-            connection.request("GET", "/v2")
-            seen[json.loads(connection.getresponse().read())["worker"]] += 1
-            connection.close()
+        seen = Counter()
+        for _ in range(5):  # on a busy machine one of them may not run for a while: then there are more
+            open_ones = [http.client.HTTPConnection("127.0.0.1", port, timeout=20) for _ in range(60)]
+            for connection in open_ones:
+                connection.connect()
+            for connection in open_ones:
+                connection.request("GET", "/v2")
+                seen[json.loads(connection.getresponse().read())["worker"]] += 1
+                connection.close()
+            if len(seen) == 2 and min(seen.values()) > 5:
+                break
     assert len(seen) == 2
-    assert min(seen.values()) > 1  # not by halves: whoever is less busy takes more
+    assert min(seen.values()) > 5
 
 
 def test_a_worker_that_hangs_is_killed_and_replaced(tmp_path):

@@ -152,6 +152,8 @@ def test_batches_come_in_order_each_share_on_its_own_device(seen):
     assert fed["rest"] == fed["whole"][9:]
     for batch in fed["whole"]:
         assert [share["device"][-5:] for share in batch["shares"]] == ["CPU:0", "CPU:1"]
+        assert [share["copied"] for share in batch["shares"]] == ["float32", "float32"]  # int32 would lie on the host
+        assert [share["type"] for share in batch["shares"]] == ["int32", "int32"]  # where they are computed with
         first, second = (share["token_ids"] for share in batch["shares"])
         mixed = np.stack([first, second], axis=1).reshape(4, -1)
         np.testing.assert_array_equal(mixed, batch["token_ids"])
@@ -254,7 +256,8 @@ def _fed(strategy) -> dict:
         for numbers in strategy.experimental_local_results(batch.numbers):
             share = batch.layout.apart(numbers)
             arrays = {name: share[name].numpy().tolist() for name in ("token_ids", "weight")}
-            shares.append({"device": numbers.device} | arrays)
+            kinds = {"copied": numbers.dtype.name, "type": share["token_ids"].dtype.name}
+            shares.append({"device": numbers.device} | kinds | arrays)
         return {"shares": shares, "rows": rows, "token_ids": given["token_ids"].tolist()}
 
     def epoch(first: int) -> list:

@@ -9,7 +9,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from data.feed import Packed
+from data.feed import Packed, of_devices
 
 
 class ByLayout:
@@ -46,5 +46,4 @@ class ByLayout:
 
 def _kind(value: Any) -> tuple:
     """Shape and dtype of a tensor, or of each of a per-replica value's."""
-    values = getattr(value, "values", None) or [value]
-    return tuple((tuple(one.shape), one.dtype.name) for one in values)
+    return tuple((tuple(one.shape), one.dtype.name) for one in of_devices(value))
