@@ -103,19 +103,20 @@ def calibrate(
     say(f"calibration: {format}, {len(fitted)} windows for ranges, {len(held)} to choose by; error {said}: {method}")
     scales = {name: float(found[name].scale(method, format)) for name in candidates}
 
-    some = held[:: max(1, len(held) // ALONE)][:ALONE]
-    alone = simulation.logits(features, some, {})
     limit = error if error < 1.0 else math.inf  # nothing goes back then, so nothing is asked alone, which takes long
     for name in candidates:
         decisions[name]["scale"] = scales[name]
-    for name in tqdm(candidates if limit < math.inf else (), "each product alone", unit="product", leave=False):
-        one = {name: scales[name]}
-        decisions[name]["error_alone"] = relative_error(simulation.logits(features, some, one), alone)
+    if limit < math.inf:
+        some = held[:: max(1, len(held) // ALONE)][:ALONE]
+        alone = simulation.logits(features, some, {})
+        for name in tqdm(candidates, "each product alone", unit="product", leave=False):
+            one = {name: scales[name]}
+            decisions[name]["error_alone"] = relative_error(simulation.logits(features, some, one), alone)
 
     def whole(scales: dict[str, float]) -> float:
         return relative_error(simulation.logits(features, held, scales), reference)
 
-    left, reached = _within(limit, scales, decisions, whole)
+    left, reached = _within(limit, methods[method], scales, decisions, whole)
     for name in candidates:
         if name in left:
             decisions[name] |= {"precision": format, "why": _why(times, name)}
@@ -160,14 +161,14 @@ def _before(
     return decisions
 
 
-def _within(error: float, scales: dict[str, float], decisions: dict, measure: Callable) -> tuple[list[str], float]:
-    """(the products that stay, the error with them). Those that make most error for their arithmetic are taken out, as
-    many as their errors alone predict to be needed, as often as it takes: the squares of the errors add up."""
+def _within(
+    error: float, reached: float, scales: dict[str, float], decisions: dict, measure: Callable
+) -> tuple[list[str], float]:
+    """(the products that stay, the error with them); `reached` is that of all of them. Those that make most error for
+    their arithmetic are taken out, as many as their errors alone predict to be needed, as often as it takes: the
+    squares of the errors add up."""
     left = dict(scales)
-    while True:
-        reached = measure(left) if left else 0.0
-        if reached <= error or not left:
-            return list(left), reached
+    while reached > error and left:
         order = sorted(left, key=lambda name: -decisions[name]["error_alone"] ** 2 / decisions[name]["arithmetic"])
         squares = {name: decisions[name]["error_alone"] ** 2 for name in left}
         correction = reached**2 / max(sum(squares.values()), 1e-30)  # what was measured against what was predicted
@@ -175,6 +176,8 @@ def _within(error: float, scales: dict[str, float], decisions: dict, measure: Ca
             del left[name], squares[name]
             if correction * sum(squares.values()) <= error**2:
                 break
+        reached = measure(left) if left else 0.0
+    return list(left), reached
 
 
 def _why(times: Times | str, name: str) -> str:
