@@ -10,6 +10,7 @@ import pytest
 # Read when TensorFlow and Keras are first imported, so they stand before any test module.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # leave room on the GPU for whoever else is on it
 
 
 @functools.cache

@@ -23,7 +23,9 @@ import tensorflow as tf
 from data.batches import rank_rows
 
 PARCEL_BYTES = 8 << 20  # batches that carry a teacher's hidden states are copied one by one
-AHEAD = 16  # batches made before they are wanted
+# Batches made before they are wanted. With each copy the GPU stands still for about a millisecond, hence many at once;
+# the first step need not wait for so many.
+AHEAD, FIRST = 64, 4
 
 Arrays = dict[str, np.ndarray]
 
@@ -144,15 +146,18 @@ def shares_unpacked(strategy: tf.distribute.Strategy, shares: list[tuple[str, Pa
 
 
 def parcels(stream: Iterator[Arrays], ahead: int) -> Iterator[list[Arrays]]:
-    """Batches in lists of half of `ahead`, or of PARCEL_BYTES: the next list is copied while this one is computed."""
+    """Batches in lists of FIRST, of twice as many, and so on up to half of `ahead`; or of PARCEL_BYTES.
+
+    The next list is copied while this one is computed.
+    """
     parcel: list[Arrays] = []
-    size = 0
+    size, enough = 0, FIRST
     for batch in stream:
         parcel.append(batch)
         size += sum(value.nbytes for value in batch.values())
-        if 2 * len(parcel) >= ahead or size >= PARCEL_BYTES:
+        if len(parcel) >= enough or 2 * len(parcel) >= ahead or size >= PARCEL_BYTES:
             yield parcel
-            parcel, size = [], 0
+            parcel, size, enough = [], 0, 2 * enough
     if parcel:
         yield parcel
 

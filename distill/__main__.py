@@ -12,6 +12,7 @@ from train import hardware
 from train.out_folder import check_out, empty
 
 
+@hardware.memory_told()
 def main(config: DistillConfig) -> dict:
     """Distil as told; returns {"out", "metrics"}."""
     machine = hardware.prepare(config.device, config.distribute, config.deterministic, config.seed)

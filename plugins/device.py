@@ -27,6 +27,12 @@ class Device:
         self.stream = int(self._stream)
         self._addresses: list[int] = []
 
+    @property
+    def bus(self) -> str:
+        """Where it sits, as in 0000:1b:00.0: nvidia-smi's name for it, whatever CUDA_VISIBLE_DEVICES says."""
+        said = check(self._cuda.cuDeviceGetPCIBusId(16, self._device), "asking for the bus of the GPU")
+        return bytes(said).split(b"\0")[0].decode()
+
     def __enter__(self) -> Self:
         return self
 

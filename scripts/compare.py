@@ -91,7 +91,7 @@ def main(config: CompareConfig) -> dict:
         peaks = compare_floor.of_gpu(device, network.manifest.precision) if device else compare_floor.of_cpu()
         print(f"floor: {peaks}", flush=True)
         about = described(config, peaks, device)
-        rows, left_out = measure(config, entrants, peaks, about)
+        rows, left_out = measure(config, entrants, peaks, about, device.bus if device else "0")
         notes = entrants.notes
         del entrants  # what TensorRT holds must go before CUDA does
         gc.collect()
@@ -119,9 +119,12 @@ def described(config: CompareConfig, peaks: compare_floor.Peaks, device: Device 
 
 
 def measure(
-    config: CompareConfig, entrants: Entrants, peaks: compare_floor.Peaks, about: dict[str, str]
+    config: CompareConfig, entrants: Entrants, peaks: compare_floor.Peaks, about: dict[str, str], gpu: str
 ) -> tuple[list[dict], list[str]]:
-    """(rows, what there was no time for). The CSV is written after every shape: a GPU may be lost before the last."""
+    """(rows, what there was no time for). The CSV is written after every shape: a GPU may be lost before the last.
+
+    gpu: nvidia-smi's name for the one whose clock is logged.
+    """
     end = time.monotonic() + 60 * config.minutes
     rows: list[dict] = []
     left_out: list[str] = []
@@ -154,7 +157,7 @@ def measure(
                 ready.append((row, entrant))
             print(f"{shape} {name}: {row['verdict']}, {time.monotonic() - begin:.1f} s", flush=True)
         try:
-            timed(ready, config.samples, shape)
+            timed(ready, config.samples, shape, gpu)
         except Exception as error:  # of this shape nothing can be compared
             for row, _ in ready:
                 row["verdict"] = f"failed while it was timed: {' '.join(str(error).split())}"[:300]
@@ -168,9 +171,9 @@ def measure(
     return rows, left_out
 
 
-def timed(ready: list[tuple[dict, Entrant]], samples: int, shape: Shape) -> None:
+def timed(ready: list[tuple[dict, Entrant]], samples: int, shape: Shape, gpu: str) -> None:
     """Take turns, and put the figures into the rows."""
-    with compare_floor.clocks() as clocks:
+    with compare_floor.clocks(gpu) as clocks:
         taken = take_turns([entrant for _, entrant in ready], samples)
     for (row, entrant), (times, replays) in zip(ready, taken, strict=True):
         figures = np.percentile(times, (20, 50, 90, 99))

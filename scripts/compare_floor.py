@@ -126,13 +126,13 @@ class Clocks:
 
 
 @contextmanager
-def clocks() -> Iterator[Clocks]:
-    """Log GPU 0's clock and power while the block runs; filled in when it ends."""
+def clocks(gpu: str = "0") -> Iterator[Clocks]:
+    """Log a GPU's clock and power while the block runs; filled in when it ends. gpu: `Device.bus`, or its number."""
     found = Clocks()
     if not shutil.which("nvidia-smi"):
         yield found
         return
-    asked = ["nvidia-smi", "-i", "0", f"--query-gpu={ASKED}", "--format=csv,noheader,nounits", f"--loop-ms={EVERY_MS}"]
+    asked = ["nvidia-smi", "-i", gpu, f"--query-gpu={ASKED}", "--format=csv,noheader,nounits", f"--loop-ms={EVERY_MS}"]
     with subprocess.Popen(asked, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as child:
         try:
             yield found

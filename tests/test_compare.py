@@ -199,11 +199,13 @@ def test_floors_are_those_worked_out_by_hand(size, shape, precision, floor):
 
 def test_clocks_are_logged_while_something_is_timed(tmp_path, monkeypatch):
     smi = tmp_path / "nvidia-smi"
-    smi.write_text('#!/bin/sh\necho "1980, 690.5"\necho "1650, 700.1"\necho "[N/A], 1"\nexec sleep 10\n')
+    lines = ('echo "$@" > $(dirname $0)/asked', 'echo "1980, 690.5"', 'echo "1650, 700.1"', 'echo "[N/A], 1"')
+    smi.write_text("\n".join(("#!/bin/sh", *lines, "exec sleep 10\n")))
     smi.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    with compare_floor.clocks() as clocks:
+    with compare_floor.clocks("0000:1b:00.0") as clocks:
         bench_engine_timer.time.sleep(0.3)
+    assert "-i 0000:1b:00.0 " in (tmp_path / "asked").read_text()
     assert clocks.text() == {"clock_mhz": "1650-1980", "power_w": "690-700"}
 
 

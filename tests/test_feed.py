@@ -79,11 +79,12 @@ def test_the_thread_beside_copies_and_never_computes(monkeypatch):
     assert threads == {threading.current_thread().name}
 
 
-def test_a_parcel_is_half_of_what_is_made_ahead_and_heavy_batches_go_alone():
+def test_parcels_grow_to_half_of_what_is_made_ahead_and_heavy_batches_go_alone():
     def some(numbers, count):
         return iter([{"x": np.zeros(numbers, np.float32)}] * count)
 
-    assert [len(parcel) for parcel in feed.parcels(some(1, 19), 16)] == [8, 8, 3]
+    assert [len(parcel) for parcel in feed.parcels(some(1, 23), 16)] == [4, 8, 8, 3]
+    assert [len(parcel) for parcel in feed.parcels(some(1, 99), feed.AHEAD)] == [4, 8, 16, 32, 32, 7]
     assert [len(parcel) for parcel in feed.parcels(some(1, 3), 1)] == [1, 1, 1]
     assert [len(parcel) for parcel in feed.parcels(some(feed.PARCEL_BYTES // 4, 2), 16)] == [1, 1]
     assert [len(parcel) for parcel in feed.parcels(some(feed.PARCEL_BYTES // 12, 4), 16)] == [4]

@@ -214,6 +214,24 @@ def test_asking_for_a_gpu_where_there_is_none_is_an_error():
     assert caught.value.exit_code == 1
 
 
+@pytest.mark.parametrize("error", [
+    tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor"),
+    tf.errors.InternalError(None, None, "cudaSetDevice() on GPU:0 failed. Status: out of memory"),
+])  # fmt: skip
+def test_a_full_gpu_is_told_with_what_needs_less(error):
+    @hardware.memory_told()
+    def run():
+        raise error
+
+    with pytest.raises(UserError, match=r"memory does not suffice \((OOM|cudaSet).*nvidia-smi.*--recompute"):
+        run()
+
+
+def test_other_errors_of_tensorflow_stay_what_they_are():
+    with pytest.raises(tf.errors.InternalError, match="something else"), hardware.memory_told():
+        raise tf.errors.InternalError(None, None, "something else")
+
+
 def test_fifty_skips_in_a_row_end_the_run_with_the_variable_named(tmp_path):
     with tiny.eager(), pytest.raises(UserError, match=r"50 steps in a row .* is 1; .* is w.kernel") as caught:
         loop.run(tiny.job(tmp_path, epochs=15, spoil=True, save_every=10))

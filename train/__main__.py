@@ -11,6 +11,7 @@ from train.out_folder import check_out, empty
 from train.prepare import prepare
 
 
+@hardware.memory_told()
 def main(config: TrainConfig) -> dict:
     """Fine-tune as told; returns {"out", "metrics"}."""
     machine = hardware.prepare(config.device, config.distribute, config.deterministic, config.seed)

@@ -1,7 +1,9 @@
 """What the run computes on: device, number of them, XLA, attention; each choice is printed with its reason."""
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import tensorflow as tf
@@ -55,6 +57,21 @@ def prepare(device: str, distribute: str, deterministic: bool, seed: int) -> Har
     if distribute == "mirrored":
         return Hardware(bool(gpus), tf.distribute.MirroredStrategy(), 0, 1, True)
     return _worker(bool(gpus))
+
+
+@contextlib.contextmanager
+def memory_told() -> Iterator[None]:
+    """What TensorFlow says of a full GPU as a sentence; also a decorator. Raises: UserError."""
+    try:
+        yield
+    except (tf.errors.ResourceExhaustedError, tf.errors.InternalError) as error:
+        said = " ".join(str(error.message).split())
+        if isinstance(error, tf.errors.InternalError) and "out of memory" not in said.lower():
+            raise
+        raise UserError(
+            f"the device's memory does not suffice ({said[:200]}). nvidia-smi shows what else is on a GPU; a smaller "
+            "--batch-size with --accumulate, --recompute, or shorter windows (--window) need less"
+        ) from error
 
 
 def _worker(gpu: bool) -> Hardware:
