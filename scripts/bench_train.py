@@ -147,8 +147,7 @@ def jobs(config: BenchConfig, machine: hardware.Hardware) -> Iterator[Job]:
             elif part == "mirrored":
                 by_one = variant(xla=config.xla[0] == "on")
                 yield f"{what}, 1 GPU", partial(timed, by_one, "1 GPU")
-                for collectives in ("tensorflow", "xla") if by_one.xla else ("tensorflow",):
-                    yield f"{what}, {collectives}", partial(mirrored_rows, config, by_one, collectives)
+                yield what, partial(mirrored_rows, config, by_one)
             else:
                 for xla in config.xla:
                     yield f"{what}, XLA {xla}", partial(timed, variant(xla=xla == "on"))
@@ -172,12 +171,11 @@ def about(variant: Variant, detail: str) -> dict:
     }
 
 
-def mirrored_rows(config: BenchConfig, by_one: Variant, collectives: str) -> Iterator[dict]:
+def mirrored_rows(config: BenchConfig, by_one: Variant) -> Iterator[dict]:
     """All GPUs with as many rows each as one has."""
     machine = hardware.prepare("auto", "mirrored", False, 1)
-    whole = dataclasses.replace(by_one, batch=by_one.batch * machine.replicas, collectives=collectives)
-    where = f"{machine.replicas} GPUs, mirrored" + (", summed by XLA" if collectives == "xla" else "")
-    yield from step_rows("mirrored", config, machine, whole, where)
+    whole = dataclasses.replace(by_one, batch=by_one.batch * machine.replicas)
+    yield from step_rows("mirrored", config, machine, whole, f"{machine.replicas} GPUs, mirrored")
 
 
 def step_rows(

@@ -38,7 +38,6 @@ class Variant:
     attention_dropout: float = 0.0
     batch: int = 32
     tokens: int = 384
-    collectives: str = "tensorflow"
 
 
 @dataclass
@@ -57,9 +56,7 @@ def build(variant: Variant, machine: hardware.Hardware) -> tuple[Any, str]:
     chosen = precision.choose(variant.precision, machine.gpu)
     size = dataclasses.replace(NAMED[variant.model], attention_dropout=variant.attention_dropout)
     fused, _ = hardware.use_fused_attention(machine.gpu, variant.xla, chosen, size.attention_dropout)
-    settings = TrainConfig(
-        model=variant.model, data="-", out="-", batch_size=variant.batch, collectives=variant.collectives
-    )
+    settings = TrainConfig(model=variant.model, data="-", out="-", batch_size=variant.batch)
     with machine.scope():
         model = HeadModel(default(), size, chosen.policy, fused, variant.recompute)
         step = make_step(model, settings, chosen, variant.xla, machine, 1000)

@@ -19,15 +19,12 @@ pytestmark = pytest.mark.gpu
 STEPS, RATE = 6, 1e-3
 
 
-def learnt(
-    machine: Hardware, compute: str, xla: bool, collectives: str = "tensorflow", rows: int = 16
-) -> tuple[np.ndarray, dict]:
+def learnt(machine: Hardware, compute: str, xla: bool, rows: int = 16) -> tuple[np.ndarray, dict]:
     """What each of a few steps reports, and all copies of the weights after them; fixed weights, no dropout."""
     chosen = precision.choose(compute, machine.gpu)
     size = replace(NAMED["bert-tiny"], dropout=0.0, attention_dropout=0.0)
     fused, _ = use_fused_attention(machine.gpu, xla, chosen, 0.0)
-    settings = TrainConfig(model="bert-tiny", data="-", out="-", batch_size=rows, lr=RATE, warmup=0.0,
-                           collectives=collectives)  # fmt: skip
+    settings = TrainConfig(model="bert-tiny", data="-", out="-", batch_size=rows, lr=RATE, warmup=0.0)
     with machine.scope():
         model = HeadModel(default(), size, chosen.policy, fused)
         step = make_step(model, settings, chosen, xla, machine, 1000)
@@ -41,11 +38,9 @@ def learnt(
     return reports, {name: [copy.numpy() for copy in local(variable.value)] for name, variable in model.names().items()}
 
 
-def compare(
-    mirrored: Hardware, compute: str, xla: bool, report_bound: float, weight_bound: float, collectives="tensorflow"
-) -> None:
+def compare(mirrored: Hardware, compute: str, xla: bool, report_bound: float, weight_bound: float) -> None:
     reports, weights = learnt(replace(mirrored, strategy=None), compute, xla)
-    many_reports, many_weights = learnt(mirrored, compute, xla, collectives)
+    many_reports, many_weights = learnt(mirrored, compute, xla)
     assert reports[0, 0] - reports[-1, 0] > 0.5  # it learns: a loss that stands still would prove nothing
     np.testing.assert_allclose(many_reports, reports, rtol=report_bound)
     for name, copies in many_weights.items():
@@ -57,10 +52,7 @@ def compare(
             assert error <= weight_bound * RATE * STEPS, name
 
 
-@pytest.mark.parametrize("collectives", ["tensorflow", "xla"])
 @pytest.mark.parametrize(("compute", "report_bound", "weight_bound"), [("float16", 2e-2, 0.2), ("float32", 2e-3, 0.05)])
-def test_all_gpus_have_the_losses_and_weights_of_one_with_the_same_batch(
-    compute, report_bound, weight_bound, collectives
-):
+def test_all_gpus_have_the_losses_and_weights_of_one_with_the_same_batch(compute, report_bound, weight_bound):
     strategy = tf.distribute.MirroredStrategy()
-    compare(Hardware(True, strategy, 0, 1, True), compute, True, report_bound, weight_bound, collectives)
+    compare(Hardware(True, strategy, 0, 1, True), compute, True, report_bound, weight_bound)

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import re
 import socket
 import sys
 import threading
@@ -17,7 +16,7 @@ import tiny
 
 from configs.errors import UsageError, UserError
 from data import batches, feed
-from train import hardware, prepare
+from train import hardware
 from train.epoch import epoch_batches, fed
 from train.optimizer import AdamW
 from train.precision import LossScale
@@ -129,24 +128,6 @@ def test_all_gradients_and_the_report_are_summed_by_one_collective_a_device(seen
     assert seen["collectives"] == 2
 
 
-def test_xla_sums_gradients_and_report_over_the_replicas_inside_each_ones_program(seen):
-    assert len(seen["whole"]) == 2
-    for program in seen["whole"]:
-        sums = re.findall(r"= f32\[([\d,]*)\]\S* all-reduce\(.*replica_groups=\{\{0,1\}\}", program)
-        assert sorted(sums) == ["3", "4,3"]  # [weight, loss, stream] and the gradient of the kernel
-    assert seen["whole"][0] != seen["whole"][1]  # their dropout differs
-
-
-def test_xla_sums_over_gpus_alone():
-    settings = mock.Mock(collectives="xla")
-    for machine, jit in ((hardware.Hardware(False, mock.Mock(), 0, 1, True), True),
-                         (hardware.Hardware(True, None, 0, 1, True), True),
-                         (hardware.Hardware(True, mock.Mock(), 0, 2, True), True),
-                         (hardware.Hardware(True, mock.Mock(), 0, 1, True), False)):  # fmt: skip
-        with pytest.raises(UsageError, match=r"--collectives xla .* needs GPUs, --distribute mirrored"):
-            prepare.compiled_step(None, {}, None, settings, None, jit, machine)
-
-
 def test_batches_come_in_order_each_share_on_its_own_device(seen):
     fed = seen["fed"]
     assert fed["rest"] == fed["whole"][9:]
@@ -163,7 +144,7 @@ def test_batches_come_in_order_each_share_on_its_own_device(seen):
     assert fed["threads"] == [True, False]  # while batches come, and after nobody wants any more
 
 
-def _small_step(strategy, **settings) -> tuple[Step, dict]:
+def _small_step(strategy) -> tuple[Step, dict]:
     """A step for y = x @ kernel on one device or several, two batches an update; and its weights."""
     with strategy.scope() if strategy else contextlib.nullcontext():
         weights = {"w.kernel": tf.Variable(tf.ones((4, 3)) / 4)}
@@ -175,9 +156,7 @@ def _small_step(strategy, **settings) -> tuple[Step, dict]:
             return {"loss": tf.reduce_sum(tf.reduce_sum(loss, axis=1) * given["weight"]), "stream": stream}
 
         parts = ("loss", "stream")
-        step = Step(objective, optimizer, scale, batch_size=8, parts=parts, accumulate=2, strategy=strategy,
-                    **settings)  # fmt: skip
-        return step, weights
+        return Step(objective, optimizer, scale, batch_size=8, parts=parts, accumulate=2, strategy=strategy), weights
 
 
 def _two_devices(out: Path) -> None:
@@ -213,23 +192,8 @@ def _two_devices(out: Path) -> None:
     (function,) = two._run.made.values()
     graph = function.graph
     seen["collectives"] = sum(operation.type == "CollectiveReduceV2" for operation in graph.get_operations())
-    seen["fed"], seen["whole"] = _fed(strategy), _whole(strategy)
+    seen["fed"] = _fed(strategy)
     out.write_text(json.dumps(seen), encoding="utf-8")
-
-
-def _whole(strategy) -> list[str]:
-    """The program of each replica in which XLA sums: no CPU runs it, but XLA's input can be read."""
-    step, _ = _small_step(strategy, collectives="xla")
-    given = {name: np.ones((8, count), np.float32) for name, count in (("x", 4), ("y", 3))}
-    machine = hardware.Hardware(False, strategy, rank=0, ranks=1, chief=True)
-    (batch,) = fed(iter([given | {"weight": np.ones(8, np.float32)}]), machine)
-
-    def lowered(numbers):
-        index = int(tf.get_static_value(tf.distribute.get_replica_context().replica_id_in_sync_group))
-        assert step._whole
-        return step._whole.experimental_get_compiler_ir(numbers, {}, batch.layout, index)(stage="hlo")
-
-    return list(strategy.experimental_local_results(strategy.run(lowered, args=(batch.numbers,))))
 
 
 class _Windows:

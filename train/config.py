@@ -42,12 +42,6 @@ class RunConfig:
         choices=("none", "mirrored", "multiworker"),
         help="tf.distribute strategy: all GPUs of this machine, or the machines named in TF_CONFIG",
     )
-    collectives: str = setting(
-        "tensorflow",
-        choices=("tensorflow", "xla"),
-        help="who sums gradients over the GPUs of --distribute mirrored: TensorFlow between two compiled programs, or "
-        "XLA inside one, for which no GPU waits for the host; that has been compiled and never been run",
-    )
     device: str = setting(
         "auto", choices=("auto", "gpu", "cpu"), help="gpu fails where there is none; auto takes what is there"
     )

@@ -64,23 +64,3 @@ def unpack(flats: list[tf.Tensor], layout: Layout) -> list[tf.Tensor]:
         for place, piece in zip(layout.flats[number], tf.split(flat, layout.sizes(number)), strict=True):
             found[place] = tf.cast(tf.reshape(piece, layout.shapes[place]), tf.float32)
     return [found[place] for place in range(len(layout.shapes))]
-
-
-GROUP = 7_000_001  # of devices that sum together; TensorFlow numbers its own groups from 1
-
-
-def summed_by_xla(tensors: list[tf.Tensor], devices: int) -> list[tf.Tensor]:
-    """Float32 tensors -> their sums over the devices, inside of a function that XLA compiles for each of them.
-
-    One collective a tensor, of float16 where it was computed so: XLA puts small ones together and may start one while
-    the next gradient is computed, and the host waits for none of them. GPUs only: XLA has no collectives for CPUs in
-    TensorFlow.
-    """
-    found = []
-    for number, tensor in enumerate(tensors):
-        total = tf.raw_ops.CollectiveReduceV2(
-            input=as_computed(tensor), group_size=devices, group_key=GROUP, instance_key=number, ordering_token=[],
-            merge_op="Add", final_op="Id", communication_hint="nccl",
-        )  # fmt: skip
-        found.append(tf.cast(total, tf.float32))
-    return found

@@ -216,11 +216,6 @@ def compiled_step(
     objective, variables: dict, schedule, config: RunConfig, chosen, jit: bool, machine: Hardware, parts=("loss",)
 ) -> Step:
     """A step that learns any objective with the run's optimizer settings; made under the strategy's scope."""
-    if config.collectives == "xla" and not (machine.gpu and machine.strategy and machine.ranks == 1 and jit):
-        raise UsageError(
-            "--collectives xla sums over the GPUs of one machine inside a program of XLA's: it needs GPUs, "
-            "--distribute mirrored and no --no-jit; leave it out"
-        )
     optimizer = AdamW(variables, schedule, decay=config.weight_decay, bias_correction=config.bias_correction)
     scale = precision.LossScale(
         chosen.scaled,
@@ -240,7 +235,6 @@ def compiled_step(
         accumulate=config.accumulate,
         jit=jit,
         strategy=machine.strategy,
-        collectives=config.collectives,
         seed=config.seed,
     )
 

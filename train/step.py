@@ -37,7 +37,6 @@ class Step:
         accumulate: batches per update. One non-finite batch discards all that are summed with it.
         jit: compile with XLA.
         strategy: a `tf.distribute` strategy or None.
-        collectives: who sums over the strategy's devices, "tensorflow" or "xla" (`train/config.py`).
         seed: of the run; dropout is a function of it, the step, the replica and the place in the model.
     """
 
@@ -53,7 +52,6 @@ class Step:
         accumulate=1,
         jit=False,
         strategy=None,
-        collectives="tensorflow",
         seed=0,
     ):
         self.objective, self.optimizer, self.loss_scale = objective, optimizer, loss_scale
@@ -72,12 +70,8 @@ class Step:
         self._backward = tf.function(self._backward_body, autograph=False, jit_compile=jit or None)
         # XLA turns dozens of small operations a variable into one pass over it: worth it on a CPU without --jit, too.
         self._update = tf.function(self._update_body, autograph=False, jit_compile=True)
-        self._whole = None  # a replica's whole step in one program
         if strategy is None:
             self._run = ByLayout(self._one_device, jit=jit)
-        elif collectives == "xla":
-            self._whole = tf.function(self._whole_body, autograph=False, jit_compile=True)
-            self._run = ByLayout(self._many_devices, apart=False)
         else:  # the collectives stay outside of XLA, and nothing else does
             self._before_sum = tf.function(self._before_sum_body, autograph=False, jit_compile=jit or None)
             self._after_sum = tf.function(self._after_sum_body, autograph=False, jit_compile=True)
@@ -155,38 +149,27 @@ class Step:
         return report
 
     def _many_devices(self, batch):
-        """One compiled program a replica, or two, and the collectives between them: whatever else is done here would
-        be a kernel by itself, and launched while the GPU waits, for the host goes on only after the sum is there."""
+        """Two compiled programs a replica and the collectives between them: whatever else is done here would be a
+        kernel by itself, and launched while the GPU waits, for the host goes on only after the sum is there."""
         strategy, layout = self.strategy, batch.layout
         assert strategy is not None
 
         def replica(numbers, others):
             context = tf.distribute.get_replica_context()
             index = int(tf.get_static_value(context.replica_id_in_sync_group))  # a constant tensor otherwise
-            if self._whole:
-                return self._whole(numbers, others, layout, index)
             flats = self._before_sum(numbers, others, layout, index)
             flats = [context.all_reduce(tf.distribute.ReduceOp.SUM, flat) for flat in flats]
             return self._after_sum(flats, index)
 
         return strategy.experimental_local_results(strategy.run(replica, args=(batch.numbers, batch.others)))[0]
 
-    def _share(self, numbers, others, layout, replica):
-        """[*gradients, report] of this replica's share; its own copy of the clock is read and moved on."""
+    def _before_sum_body(self, numbers, others, layout, replica):
+        """What this replica's share adds to the sums; its own copy of the clock is read and moved on."""
         batch = Packed(numbers, layout, others).apart()
         ticks = self._local(replica)(self._ticks)
         gradients, report = self._backward_body(batch, tf.identity(ticks), replica)
         ticks.assign_add(tf.constant([0, 1], tf.int64))
-        return [*gradients, report]
-
-    def _whole_body(self, numbers, others, layout, replica):
-        assert self.strategy is not None
-        given = self._share(numbers, others, layout, replica)
-        *gradients, report = packs.summed_by_xla(given, self.strategy.num_replicas_in_sync)
-        return self._finish(gradients, report, replica)
-
-    def _before_sum_body(self, numbers, others, layout, replica):
-        flats, self._layout = packs.pack(self._share(numbers, others, layout, replica))
+        flats, self._layout = packs.pack([*gradients, report])
         return flats
 
     def _after_sum_body(self, flats, replica):
