@@ -278,7 +278,7 @@ def complaints(config: CheckConfig, gained: float, apart: float, found: Found, n
     """What is beyond the tolerances. gained: points of F1; apart: largest difference of a window alone to float32."""
     said = []
     if not gained >= -config.tolerance_f1:
-        said.append(f"F1 is {-gained:.2f} points below float32 (tolerance {config.tolerance_f1:g})")
+        said.append(f"F1 is {-gained:.3g} points below float32 (tolerance {config.tolerance_f1:g})")
     for title, value, bound in (
         ("windows alone differ from float32", apart, far),
         ("batches differ from float32", found.largest_to_reference, far),

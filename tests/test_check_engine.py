@@ -117,7 +117,7 @@ def test_a_lost_point_of_f1_and_batches_that_time_did_not_allow_are_complaints(h
     found = check_engine.Found(batches=3, largest_to_alone=0.1)
     config = CheckConfig(run="r", dev="d", engine="e", batches=4, tolerance_f1=0.1)
     said = check_engine.complaints(config, -0.2, 0.0, found, 0.1, 0.1)
-    assert said == ["F1 is 0.20 points below float32 (tolerance 0.1)", "only 3 of 4 batches in 5 minutes"]
+    assert said == ["F1 is 0.2 points below float32 (tolerance 0.1)", "only 3 of 4 batches in 5 minutes"]
     assert len(check_engine.complaints(config, float("nan"), 0.2, found, 0.05, 0.1)) == 4
     assert "only 0 of 25 batches" in check(home, minutes=1e-9)[0]
 
