@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from configs.errors import UserError
 from model.attention import attend, scaled_scores
+from model.column_sums import plus
 from model.config import BertConfig
 from model.dropout import dropout
 from model.gelu import bias_gelu
@@ -63,7 +64,7 @@ class Linear(keras.layers.Layer):
         return tf.reshape(rows @ tf.cast(self.kernel.value, x.dtype), _leading(x) + (self.kernel.shape[-1],))
 
     def call(self, x):
-        return self.product(x) + tf.cast(self.bias.value, x.dtype)
+        return plus(self.product(x), self.bias.value)
 
 
 def _leading(x) -> tuple:

@@ -11,6 +11,7 @@ import math
 
 import tensorflow as tf
 
+from model.column_sums import added_up, in_parts, parts_of
 from model.recompute import anew
 
 _ROOT_HALF = math.sqrt(0.5)
@@ -30,7 +31,11 @@ def bias_gelu(x: tf.Tensor, bias: tf.Tensor, form: str) -> tf.Tensor:
 
     @tf.custom_gradient
     def compute(x, bias):
-        return forward(x, bias), lambda upstream: backward(anew(x)[0], bias, upstream)
+        def gradient(upstream):
+            rounded, summed = backward(anew(x)[0], bias, upstream, parts_of(x))
+            return rounded, added_up(summed)
+
+        return forward(x, bias), gradient
 
     return compute(x, bias)
 
@@ -58,14 +63,14 @@ def _compiled(parts):
         return tf.cast(z * parts(z)[0], x.dtype)
 
     @tf.function(jit_compile=True, autograph=False)
-    def backward(x, bias, upstream):
+    def backward(x, bias, upstream, count):
         def gradient(x, upstream):
             return tf.cast(upstream, tf.float32) * parts(tf.cast(x, tf.float32) + bias)[1]
 
         # XLA fuses sum and rounding into one kernel if each has the gradient to itself; a gradient that both use is
         # written to memory in float32.
-        total = tf.reduce_sum(gradient(*anew(x, upstream)), axis=list(range(len(x.shape) - 1)))
-        return tf.cast(gradient(x, upstream), x.dtype), total
+        summed = in_parts(gradient(*anew(x, upstream)), count)
+        return tf.cast(gradient(x, upstream), x.dtype), summed
 
     return forward, backward
 

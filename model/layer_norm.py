@@ -2,6 +2,7 @@
 
 import tensorflow as tf
 
+from model.column_sums import column_sum
 from model.recompute import anew
 
 
@@ -27,12 +28,12 @@ def layer_norm(x: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor, epsilon: float
             # The sums over rows are another kernel, which computes from x and the statistics, too, instead of reading
             # the float32 products that the one above would have to write for it.
             x_again, upstream_again, mean_again, root_again = anew(x, upstream, mean, root)
-            rows, wide_upstream = list(range(len(x.shape) - 1)), tf.cast(upstream_again, tf.float32)
+            wide_upstream = tf.cast(upstream_again, tf.float32)
             normal_again = (tf.cast(x_again, tf.float32) - mean_again) * root_again
             return (
                 tf.cast(along * root, x.dtype),
-                tf.reduce_sum(wide_upstream * normal_again, rows),
-                tf.reduce_sum(wide_upstream, rows),
+                column_sum(wide_upstream * normal_again),
+                column_sum(wide_upstream),
             )
 
         return tf.cast((wide - mean) * root * scale + offset, x.dtype), gradient

@@ -260,7 +260,7 @@ def test_vectors_of_one_length_are_stacked_and_come_back_as_they_were(jit):
     shapes = {"a": (5,), "b": (5,), "c": (2, 5), "d": (7,), "e": (2, 5), "f": (3, 2, 2)}
     given = {name: tf.constant(random.normal(size=shape), tf.float32) for name, shape in shapes.items()}
     tf.config.run_functions_eagerly(not jit)
-    rows, squares = tf.function(grouped, jit_compile=jit or None, autograph=False)(given)
+    rows, squares = tf.function(grouped, jit_compile=jit or None, autograph=False)(given, jit)
     assert list(rows) == list(given)
     for name, value in given.items():
         np.testing.assert_array_equal(rows[name], value)

@@ -10,10 +10,13 @@ so that the mean over a batch that is spread over devices is the mean over the w
 """
 
 
+import contextlib
+
 import keras
 import tensorflow as tf
 
 from data.feed import Packed
+from model import column_sums
 from model.recompute import anew
 from train import packs
 from train.compiled import ByLayout
@@ -67,6 +70,7 @@ class Step:
                 name: tf.Variable(tf.zeros(variable.shape), trainable=False, name=f"sum.{name}")
                 for name, variable in optimizer.weights.items()
             }
+        self._fewer = jit  # kernels: on a GPU the start of a small one takes as long as its work
         self._backward = tf.function(self._backward_body, autograph=False, jit_compile=jit or None)
         # XLA turns dozens of small operations a variable into one pass over it: worth it on a CPU without --jit, too.
         self._update = tf.function(self._update_body, autograph=False, jit_compile=True)
@@ -182,12 +186,15 @@ class Step:
         stream = (clock[1] * _REPLICAS + tf.cast(replica, tf.int64)) * _STREAMS
         seed = tf.stack([clock[0], stream])
         weights = [_variable(variable) for variable in self.optimizer.weights.values()]
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            for weight in weights:
-                tape.watch(weight)
-            results = self.objective(batch, seed)
-            scaled = results["loss"] * (self.loss_scale.scale / self.batch_size)
-        gradients = tape.gradient(scaled, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        with column_sums.collected() if self._fewer else contextlib.nullcontext() as sums:
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                for weight in weights:
+                    tape.watch(weight)
+                results = self.objective(batch, seed)
+                scaled = results["loss"] * (self.loss_scale.scale / self.batch_size)
+            gradients = tape.gradient(scaled, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        if sums:
+            gradients = sums.finished(gradients)
         report = tf.stack([tf.reduce_sum(batch["weight"]), *(results[name] for name in self.parts)])
         return [tf.convert_to_tensor(gradient) for gradient in gradients], report
 
@@ -216,7 +223,7 @@ class Step:
                 local(self.sums[name]).assign(tf.where(ready, tf.zeros_like(value), value))
             pending.assign(tf.where(ready, tf.zeros_like(pending), pending + 1))
             named = sums
-        named, squares = grouped(named)
+        named, squares = grouped(named, self._fewer)
         # One reduction answers both questions: any inf or nan makes the norm not finite. (So does a norm above 1e19,
         # whose square float32 cannot hold; a step like that is not worth taking either.)
         norm = tf.sqrt(tf.reduce_sum(squares))
@@ -242,8 +249,10 @@ def _variable(variable):
 _SMALL = 1 << 14  # elements up to which a gradient is stacked with others of its shape
 
 
-def grouped(gradients: dict) -> tuple[dict, tf.Tensor]:
+def grouped(gradients: dict, fewer: bool) -> tuple[dict, tf.Tensor]:
     """The same gradients, and sums of squares [any number] that add up to the square of their global norm.
+
+    fewer: by fewer kernels, on a GPU; the order of summing is another one then.
 
     BERT-base has 148 vectors among its 197 variables, and a vector's few kernels (a norm, an update) take longer to
     start than to run. Vectors of one length are stacked, and the norm is one reduction a stack; their updates read
@@ -260,4 +269,7 @@ def grouped(gradients: dict) -> tuple[dict, tf.Tensor]:
             (stack,) = anew(stack)  # or XLA takes the stack apart again
         squares.append(tf.reshape(tf.reduce_sum(tf.square(stack), axis=-1), [-1]))
         rows |= zip(names, tf.unstack(stack), strict=True)
-    return {name: rows[name] for name in gradients}, tf.concat(squares, axis=0)
+    together = tf.concat(squares, axis=0)
+    if fewer:
+        (together,) = anew(together)  # or XLA sums each to one number first, by a further kernel each
+    return {name: rows[name] for name in gradients}, together
