@@ -87,6 +87,15 @@ def test_a_separate_chief_comes_first_and_alone_writes(kind, index, rank, monkey
     assert (machine.rank, machine.ranks, machine.chief) == (rank, 3, rank == 0)
 
 
+@pytest.mark.parametrize(("gpu", "way"), [(True, "NCCL"), (False, "AUTO")])
+def test_workers_with_gpus_sum_by_nccl(gpu, way, monkeypatch):
+    monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": {"worker": ["a:1"]}, "task": {"index": 0}}))
+    made = mock.Mock()
+    monkeypatch.setattr(hardware.tf.distribute, "MultiWorkerMirroredStrategy", made)
+    hardware._worker(gpu)
+    assert made.call_args.kwargs["communication_options"].implementation.value == way
+
+
 def test_a_batch_that_cannot_be_shared_out_is_refused(tmp_path):
     strategy = mock.Mock(num_replicas_in_sync=3)
     machine = hardware.Hardware(False, strategy, rank=0, ranks=3, chief=True)
