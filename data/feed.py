@@ -27,7 +27,7 @@ PARCEL_BYTES = 8 << 20  # batches that carry a teacher's hidden states are copie
 # Batches made before they are wanted. With each copy the GPU stands still for about a millisecond, hence many at once;
 # the first step need not wait for so many.
 AHEAD, FIRST = 64, 4
-# Python lets a thread go on for 5 ms before another gets its turn: two steps of a small model, in which none is started.
+# Python lets a thread go on for 5 ms before another gets its turn: two steps of a small model, and none is started.
 TURN_S = 2e-4
 
 Arrays = dict[str, np.ndarray]

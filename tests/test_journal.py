@@ -91,7 +91,8 @@ def test_asking_waits_for_nothing_and_lines_are_written_when_the_numbers_are_the
         one.step(report(number, skipped_in_a_row=number), 1)
     coming = one.ask()
     one.step(report(2), 1)
-    assert not coming.done() and told(tmp_path) == []
+    assert not coming.done()
+    assert told(tmp_path) == []
     assert not one.due  # two steps are on their way: they are not asked for again
     arrived.set()
     assert coming.result(30).skipped_in_a_row == 1
