@@ -110,8 +110,7 @@ def measure(
                         peak = arithmetic(device) * (2 if plugins.plugin(op).inputs["x"] == "Q" else 1)  # 8 bits: twice
                         row |= {"tflop_per_s": f"{per_s / 1e12:.1f}"}
                         row |= {"percent_of_arithmetic": f"{100 * per_s / peak:.1f}"}
-                    # numpy's bfloat16 and float8 are not torch's
-                    if torch and not tuning and dtype == "float16" and "format" not in case.attributes:
+                    if torch and not tuning and dtype == "float16":  # numpy's bfloat16 is not torch's
                         given = legs.inputs(op, case, dtype)
                         peer = peers.time_us(torch, op, case, given, COLD_BYTES, MOST_COPIES, SAMPLES)
                         row |= {"torch_p50_us": f"{peer:.2f}", "torch": torch.__version__} if peer else {}

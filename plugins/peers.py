@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from plugins import formats
+
 
 def load() -> Any:
     """torch, or None where it is not installed or sees no GPU."""
@@ -19,6 +21,13 @@ def load() -> Any:
         return None
     torch: Any = importlib.import_module("torch")
     return torch if torch.cuda.is_available() else None
+
+
+def tensor(torch: Any, array: np.ndarray) -> Any:
+    """On the GPU; numpy's float8, which torch does not know, by its bytes."""
+    if array.dtype == formats.DTYPES["float8"]:
+        return torch.from_numpy(array.view(np.uint8)).to("cuda").view(torch.float8_e4m3fn)
+    return torch.from_numpy(array).to("cuda")
 
 
 def call(torch: Any, op: str, case: Any, given: Mapping[str, Any]) -> Callable[[], Any] | None:
@@ -42,7 +51,19 @@ def call(torch: Any, op: str, case: Any, given: Mapping[str, Any]) -> Callable[[
         tables = [g[f"{name}_table"] for name in ("token", "segment", "position")]
         return norm(sum(functional.embedding(i, table) for i, table in zip(ids, tables, strict=True)))
 
-    weight = g["weight"].t().contiguous() if "weight" in g else None  # [M, K], as a torch.nn.Linear has it
+    def product8() -> Any:
+        """cuBLASLt's product of float8 numbers, as far as PyTorch has it: one scale, GELU apart."""
+        x = g["x"].reshape(-1, g["x"].shape[-1])
+        one = torch.ones((), device="cuda")
+        y = torch._scaled_mm(x, g["weight"].t(), g["scale"][0], one, bias=g["bias"], out_dtype=g["bias"].dtype,
+                             use_fast_accum=True)  # fmt: skip
+        return y.reshape(*g["x"].shape[:-1], -1)
+
+    def gelu8(approximate: str) -> Any:
+        y = functional.gelu(product8(), approximate=approximate) * g["inverse_scale"]
+        return y.clamp(-formats.MOST["float8"], formats.MOST["float8"]).to(torch.float8_e4m3fn)
+
+    weight = None if "weight" not in g or "format" in case.attributes else g["weight"].t().contiguous()  # [M, K]
     calls: dict[str, Callable[[], Any]] = {
         "gelu": lambda: functional.gelu(g["x"], approximate=case.attributes["approximate"]),
         "skip_layer_norm": lambda: norm(g["x"] + g["bias"] + g["residual"]),
@@ -51,7 +72,12 @@ def call(torch: Any, op: str, case: Any, given: Mapping[str, Any]) -> Callable[[
         "linear_gelu": lambda: functional.gelu(functional.linear(g["x"], weight, g["bias"]), approximate="tanh"),
         "linear_skip_layer_norm": lambda: norm(functional.linear(g["x"], weight, g["bias"]) + g["residual"]),
         "attention": attend,
+        "linear8": product8,
+        "linear8_gelu": lambda: functional.gelu(product8(), approximate="tanh"),
+        "linear8_gelu8": lambda: gelu8(case.attributes["approximate"]),
     }
+    if op.startswith("linear8") and (case.attributes["format"] != "float8" or g["scale"].numel() > 1):
+        return None  # torch has no public product of int8, and scales of outputs for bfloat16 alone
     if op == "attention" and (case.padded_to or case.tail or len(set(case.lengths)) > 1):
         return None  # torch's takes batches of one length, or a mask
     return calls.get(op)
@@ -64,7 +90,7 @@ def time_us(
     size = sum(tensor.nbytes for tensor in given.values())
     calls = []
     for _ in range(min(most_copies, math.ceil(cold_bytes / max(size, 1)))):
-        made = call(torch, op, case, {name: torch.from_numpy(array).to("cuda") for name, array in given.items()})
+        made = call(torch, op, case, {name: tensor(torch, array) for name, array in given.items()})
         if made is None:
             return None
         calls.append(made)

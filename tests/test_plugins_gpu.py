@@ -94,16 +94,18 @@ def test_a_kernel_set_without_the_engines_kernel_is_an_error_and_no_fault(trt):
         assert device.download(device.upload(np.ones(3, np.float32)), (3,), np.float32).sum() == 3
 
 
-@pytest.mark.parametrize("op", sorted(op for op in plugins.OPS if "format" not in plugins.plugin(op).attributes))
+@pytest.mark.parametrize("op", sorted(plugins.OPS))
 def test_the_peers_operator_in_torch_is_ours(op):
     torch = peers.load()
     assert torch, "the benches' peers need PyTorch"
     for case in legs.cases(op):
         given = legs.inputs(op, case, "float16")
-        made = peers.call(torch, op, case, {name: torch.from_numpy(array).cuda() for name, array in given.items()})
+        made = peers.call(torch, op, case, {name: peers.tensor(torch, array) for name, array in given.items()})
         # torch takes no ids that no table has, and rounds x + bias before it adds the residual.
         if made is None or not next(iter(given.values())).size or case.name in ("nonsense", "far from zero"):
             continue
         exact = legs.exact(op, case, given)
-        error = np.linalg.norm(made().double().cpu().numpy().reshape(exact.shape) - exact)
-        assert error <= 1e-2 * np.linalg.norm(exact) + 1e-6, case.name
+        y = made()
+        error = np.linalg.norm(y.double().cpu().numpy().reshape(exact.shape) - exact)
+        bound = 1e-2 if y.dtype == torch.float16 else 5e-2  # float8 has 3 bits of mantissa
+        assert error <= bound * np.linalg.norm(exact) + 1e-6, case.name
