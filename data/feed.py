@@ -12,7 +12,6 @@ for which a slice at a known place is no work at all.
 import contextlib
 import math
 import queue
-import sys
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,8 +26,6 @@ PARCEL_BYTES = 8 << 20  # batches that carry a teacher's hidden states are copie
 # Batches made before they are wanted. With each copy the GPU stands still for about a millisecond, hence many at once;
 # the first step need not wait for so many.
 AHEAD, FIRST = 64, 4
-# Python lets a thread go on for 5 ms before another gets its turn: two steps of a small model, and none is started.
-TURN_S = 2e-4
 
 Arrays = dict[str, np.ndarray]
 
@@ -206,8 +203,6 @@ def prefetched(
             failed.append(error)
 
     thread = threading.Thread(target=work, name="batches", daemon=True)
-    turn = sys.getswitchinterval()
-    sys.setswitchinterval(min(turn, TURN_S))
     thread.start()
     try:
         while (item := made.get()) is not None:
@@ -217,4 +212,3 @@ def prefetched(
     finally:
         stop.set()
         thread.join()
-        sys.setswitchinterval(turn)

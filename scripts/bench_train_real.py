@@ -132,7 +132,7 @@ def theirs(prepared: Prepared, settings: TrainConfig) -> Iterator[dict]:
 
 def overheads(prepared: Prepared, settings: TrainConfig, machine: hardware.Hardware) -> Iterator[dict]:
     """Seconds an epoch takes with more and more of the loop around the step, the first epoch not counted."""
-    step = prepared.step
+    job, step = prepared.job(settings), prepared.step
     feed = lambda epoch: epoch_batches(prepared.features, prepared.edges, settings, machine, epoch, 0)  # noqa: E731
     kept = list(feed(0))
 
@@ -152,7 +152,7 @@ def overheads(prepared: Prepared, settings: TrainConfig, machine: hardware.Hardw
         for number, (batch, rows) in enumerate(feed(2)):
             journal.step(step(batch, number), rows)
             if journal.due:
-                journal.ask()
+                loop.stop_if_stuck(job, batch, number + 1, journal.read())
         journal.read(end=True)
         journal.close()
         return time.perf_counter() - start

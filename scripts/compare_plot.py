@@ -6,7 +6,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
-from matplotlib.ticker import FixedLocator, NullLocator
+from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, NullLocator
 
 OURS = "Retort"
 COLOURS = {OURS: "#b5482a", "torch.compile": "#3b6ea5", "PyTorch": "#7fa8cf", "TensorRT": "#5a9367", "ONNX": "#8a6fa8"}
@@ -35,7 +35,9 @@ def draw(rows: list[dict], path: Path) -> Path:
             axis.xaxis.set_major_locator(FixedLocator(batches))
             axis.xaxis.set_minor_locator(NullLocator())
             axis.set_xticks(batches, [str(batch) for batch in batches])
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axis.yaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+            axis.yaxis.set_minor_formatter(NullFormatter())
             axis.grid(color="#dddddd", linewidth=0.6)
             axis.spines[["top", "right"]].set_visible(False)
             if column == 0:
@@ -43,11 +45,12 @@ def draw(rows: list[dict], path: Path) -> Path:
         axes[0][column].set_title(f"{length} tokens a sequence", fontsize=10)
         axes[1][column].set_xlabel("sequences a batch")
     handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="upper center", ncols=min(4, max(1, len(labels))), fontsize=8, frameon=False)
+    ncols = min(2 * len(lengths), max(1, len(labels)))  # wider, it would leave the picture
+    figure.legend(handles, labels, loc="upper center", ncols=ncols, fontsize=8, frameon=False)
     first = rows[0]
     said = f"{first['engine']} on {first['device']}, {first['date']}\nfloor: {first['peaks']}"
     figure.text(0.5, 0.005, said, ha="center", va="bottom", fontsize=7)
-    figure.tight_layout(rect=(0, 0.04, 1, 0.91))
+    figure.tight_layout(rect=(0, 0.04, 1, 0.97 - 0.024 * -(-len(labels) // ncols)))
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
     return path

@@ -85,6 +85,21 @@ def compare_lines(rows) -> list[str]:
     return list(lines([row for row in rows if row["verdict"] == "right"]))
 
 
+@pytest.mark.parametrize("lengths", [(384,), (128, 384)])
+def test_nothing_of_the_picture_is_cut_off(lengths, tmp_path):
+    from matplotlib import image
+
+    from scripts.compare_plot import draw
+
+    entrants = "Retort", "TensorRT, no plugins", "PyTorch SDPA, eager", "torch.compile (default)", "ONNX Runtime (CPU)"
+    about = {"precision": "float16", "best": "*", "verdict": "right", "p50_ms": "2", "floor_ms": "1", "engine": "base"}
+    about |= {"device": "a GPU", "date": "today", "peaks": "fast"}
+    rows = [about | {"entrant": name, "length": length, "batch": "1"} for name in entrants for length in lengths]
+    pixels = image.imread(draw(rows, tmp_path / "c.png"))[..., :3]
+    for margin in (pixels[:4], pixels[-4:], pixels[:, :4], pixels[:, -4:]):
+        assert (margin == 1).all()
+
+
 def test_a_gpu_that_fails_while_it_is_timed_costs_that_shape(engine, tmp_path, monkeypatch):
     real = compare.take_turns
 

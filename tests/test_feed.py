@@ -1,6 +1,5 @@
 """Batches on their way to the device: the same numbers, ahead of whoever uses them, by a thread that ends."""
 
-import sys
 import threading
 
 import numpy as np
@@ -118,14 +117,6 @@ def test_nobody_goes_on_making_batches_that_nobody_wants():
     assert count <= 6
     assert "batches" not in {thread.name for thread in threading.enumerate()}
     assert len(made) == count
-
-
-def test_threads_take_shorter_turns_while_batches_are_made(features):
-    before = sys.getswitchinterval()
-    plan = batches.plan(features.length, 4, batches.edges(features.length, multiple=8, window=24))
-    seen = [sys.getswitchinterval() for _ in feed.prefetched(batches.batches(features, plan))]
-    assert seen == pytest.approx([feed.TURN_S] * len(plan))
-    assert sys.getswitchinterval() == before
 
 
 # A size for which a CPU works on every batch for a moment, and one for a GPU: it is behind all along.

@@ -1,7 +1,6 @@
 """What a run tells: a line for every so many steps, read from the device seldom, the same in TensorBoard."""
 
 import json
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -81,27 +80,6 @@ def test_numbers_are_read_once_in_a_while_or_when_there_are_many(start, monkeypa
         one.step(report(number), 1)
     clock[0] += 60
     assert not one.due  # no line yet: there is nothing to tell
-
-
-def test_asking_waits_for_nothing_and_lines_are_written_when_the_numbers_are_there(start, tmp_path, monkeypatch):
-    one, arrived = start(log_every=2), threading.Event()
-    fetch = one._fetch
-    monkeypatch.setattr(one, "_fetch", lambda numbers: fetch(numbers) if arrived.wait(30) else None)
-    for number in range(2):
-        one.step(report(number, skipped_in_a_row=number), 1)
-    coming = one.ask()
-    one.step(report(2), 1)
-    assert not coming.done()
-    assert told(tmp_path) == []
-    assert not one.due  # two steps are on their way: they are not asked for again
-    arrived.set()
-    assert coming.result(30).skipped_in_a_row == 1
-    one.step(report(3), 1)
-    assert [line["loss"] for line in told(tmp_path)] == [0.5]
-    one.ask()
-    one.step(report(4), 1)
-    one.read(end=True)
-    assert [line["loss"] for line in told(tmp_path)] == [0.5, 2.5, 4]
 
 
 def test_time_that_is_not_training_does_not_count(start, tmp_path, monkeypatch):

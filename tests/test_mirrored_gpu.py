@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from heads import default
 from model.config import NAMED
@@ -12,7 +11,7 @@ from model.heads import HeadModel
 from scripts.bench_train_step import Variant, on_devices, random_rows
 from train import precision
 from train.config import TrainConfig
-from train.hardware import Hardware, use_fused_attention
+from train.hardware import Hardware, prepare, use_fused_attention
 from train.prepare import make_step
 
 pytestmark = pytest.mark.gpu
@@ -54,5 +53,4 @@ def compare(mirrored: Hardware, compute: str, xla: bool, report_bound: float, we
 
 @pytest.mark.parametrize(("compute", "report_bound", "weight_bound"), [("float16", 2e-2, 0.2), ("float32", 2e-3, 0.05)])
 def test_all_gpus_have_the_losses_and_weights_of_one_with_the_same_batch(compute, report_bound, weight_bound):
-    strategy = tf.distribute.MirroredStrategy()
-    compare(Hardware(True, strategy, 0, 1, True), compute, True, report_bound, weight_bound)
+    compare(prepare("gpu", "mirrored", False, 1), compute, True, report_bound, weight_bound)

@@ -87,6 +87,12 @@ def test_a_separate_chief_comes_first_and_alone_writes(kind, index, rank, monkey
     assert (machine.rank, machine.ranks, machine.chief) == (rank, 3, rank == 0)
 
 
+def test_a_process_has_one_mirrored_strategy():
+    first, second = (hardware.prepare("auto", "mirrored", False, 1).strategy for _ in range(2))
+    assert first is second
+    assert first is not None
+
+
 @pytest.mark.parametrize(("gpu", "way"), [(True, "NCCL"), (False, "AUTO")])
 def test_workers_with_gpus_sum_by_nccl(gpu, way, monkeypatch):
     monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": {"worker": ["a:1"]}, "task": {"index": 0}}))

@@ -1,6 +1,7 @@
 """What the run computes on: device, number of them, XLA, attention; each choice is printed with its reason."""
 
 import contextlib
+import functools
 import json
 import os
 from collections.abc import Iterator
@@ -55,7 +56,7 @@ def prepare(device: str, distribute: str, deterministic: bool, seed: int) -> Har
     if distribute == "none":
         return Hardware(bool(gpus), None, 0, 1, True)
     if distribute == "mirrored":
-        return Hardware(bool(gpus), tf.distribute.MirroredStrategy(), 0, 1, True)
+        return Hardware(bool(gpus), _mirrored(), 0, 1, True)
     return _worker(bool(gpus))
 
 
@@ -72,6 +73,13 @@ def memory_told() -> Iterator[None]:
             f"the device's memory does not suffice ({said[:200]}). nvidia-smi shows what else is on a GPU; a smaller "
             "--batch-size with --accumulate, --recompute, or shorter windows (--window) need less"
         ) from error
+
+
+@functools.cache
+def _mirrored() -> tf.distribute.Strategy:
+    """One a process. A second would number its collectives from the start again, and TensorFlow refuses one that has
+    the number, but not the dtype, of an earlier one."""
+    return tf.distribute.MirroredStrategy()
 
 
 def _worker(gpu: bool) -> Hardware:

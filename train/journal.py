@@ -5,8 +5,6 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,19 +17,10 @@ from tqdm import tqdm
 
 from train.step import COUNTED
 
-# Reading what a step returned waits for all that the device has to do. So a thread does it, while the device is given
-# more, for many steps at once, as soon as one of the two is reached.
+# Reading what a step returned waits for all that the device has to do, and then the device waits for the host: so it is
+# done for many steps at once, as soon as one of the two is reached.
 READ_STEPS, READ_S = 50, 1.0
 EVENTS_S = 5  # seconds after which TensorBoard's file is up to date
-
-
-@dataclass(frozen=True)
-class Fetched:
-    """What some steps in a row returned, on the host."""
-
-    table: np.ndarray  # float32 [steps, names]
-    at: float  # when the device was done with them
-    skipped_in_a_row: int  # as of the last
 
 
 class Journal:
@@ -57,10 +46,8 @@ class Journal:
         self.before, self.told = before, first_step  # steps of which lines are written
         self.folder, self.names, self.log_every, self.title = folder, list(names), log_every, title
         self.unread: list[tuple[tf.Tensor, int]] = []  # a step's numbers and real windows
-        self.coming: list[tuple[Future[Fetched], list[int]]] = []  # of steps in a row, and the real windows of each
         self.untold: list[tuple[np.ndarray, int, float]] = []  # the same with its seconds, once read
-        self.since = self.asked_at = time.perf_counter()
-        self.reader = ThreadPoolExecutor(1, "journal")
+        self.since = time.perf_counter()
         self.lines = self.events = None
         self.bar = tqdm(
             total=total_steps, initial=first_step, desc=title, unit="step", dynamic_ncols=True, file=sys.stderr,
@@ -75,53 +62,29 @@ class Journal:
         """Note one step: its numbers (still on the device) and how many real windows it had."""
         self.unread.append((numbers, rows))
         self.bar.update()
-        if self.coming and self.coming[0][0].done():
-            self._settle()
 
     @property
     def due(self) -> bool:
-        """Whether it is time to ask for what the steps returned."""
-        known = len(self.untold) + sum(len(rows) for _, rows in self.coming)
-        enough = known + len(self.unread) >= self.log_every
-        return len(self.unread) >= READ_STEPS or (enough and time.perf_counter() - self.asked_at >= READ_S)
-
-    def ask(self) -> Future[Fetched]:
-        """Have the numbers of the steps noted fetched, at least one, while the device goes on.
-
-        Their lines are written when they are there. Waits for those asked for before, which have been there for long.
-        """
-        self._settle()
-        # Put together here: a thread beside the one that computes may copy, but not compute (data/feed.py).
-        together = tf.stack([numbers for numbers, _ in self.unread])
-        asked = self.reader.submit(self._fetch, together)
-        self.coming.append((asked, [rows for _, rows in self.unread]))
-        self.unread, self.asked_at = [], time.perf_counter()
-        return asked
+        """Whether it is time to read."""
+        enough = len(self.untold) + len(self.unread) >= self.log_every
+        return len(self.unread) >= READ_STEPS or (enough and time.perf_counter() - self.since >= READ_S)
 
     def read(self, *, end: bool = False) -> int:
         """Fetch the numbers of the steps noted, and write the lines that are complete; at the end of a run all.
 
-        Waits for the device. Returns how many steps in a row were skipped up to the last; 0 where none is new.
+        Waits for the device. Returns how many steps in a row were skipped up to the last.
         """
-        skipped = self.ask().result().skipped_in_a_row if self.unread else 0
-        self._settle(end)
-        return skipped
-
-    def _fetch(self, numbers: tf.Tensor) -> Fetched:
-        table = numbers.numpy()
-        return Fetched(table, time.perf_counter(), int(table[-1, self.names.index("skipped_in_a_row")]))
-
-    def _settle(self, end: bool = False) -> None:
-        """Wait for what was asked for, and write the lines that are complete; at the end of a run all."""
-        for asked, windows in self.coming:
-            found = asked.result()
-            seconds = (found.at - self.since) / len(windows)
-            self.untold += [(row, rows, seconds) for row, rows in zip(found.table, windows, strict=True)]
-            self.since = found.at
-        self.coming = []
+        if not self.unread:
+            return 0
+        found = tf.stack([numbers for numbers, _ in self.unread]).numpy()  # [steps, names], in one copy
+        now = time.perf_counter()
+        seconds = (now - self.since) / len(found)
+        self.untold += [(row, rows, seconds) for row, (_, rows) in zip(found, self.unread, strict=True)]
+        self.unread, self.since = [], now
         while len(self.untold) >= self.log_every or (end and self.untold):
             self._tell(self.untold[: self.log_every])
             self.untold = self.untold[self.log_every :]
+        return int(found[-1, self.names.index("skipped_in_a_row")])
 
     def _tell(self, steps: list[tuple[np.ndarray, int, float]]) -> None:
         """One line: means of what the steps returned, and the counters after the last of them."""
@@ -170,7 +133,7 @@ class Journal:
         self.events.add_event(Event(step=line["step"], wall_time=time.time(), summary=summary))
 
     def pause(self) -> float:
-        """Start of something that is not training (evaluation, a checkpoint), after a `read`."""
+        """Start of something that is not training (evaluation, a checkpoint)."""
         return time.perf_counter()
 
     def go_on(self, paused_at: float) -> None:
@@ -178,7 +141,6 @@ class Journal:
         self.since += time.perf_counter() - paused_at
 
     def close(self) -> None:
-        self.reader.shutdown(wait=False, cancel_futures=True)
         self.bar.close()
         if self.lines is not None and self.events is not None:
             self.lines.close()

@@ -51,8 +51,8 @@ class Job:
 def run(job: Job, resume: bool = False) -> dict:
     """Train to the end. Returns the metrics of the last evaluation, with the best ones under "best".
 
-    Raises: UserError when 50 steps in a row had non-finite gradients (up to 100 are made), the disk is full, or a run
-    is resumed with other data.
+    Raises: UserError when 50 steps in a row had non-finite gradients, the disk is full, or a run is resumed with other
+    data.
     """
     position = {"step": 0, "best": None, "history": []}
     state = job.step.variables()
@@ -97,7 +97,6 @@ def run(job: Job, resume: bool = False) -> dict:
             )
             run_folder.write(job.out, job.info)
 
-    asked = None  # what the steps up to the last look returned
     try:
         while done < job.total_steps:
             epoch, first = divmod(done, job.steps_per_epoch)
@@ -107,20 +106,17 @@ def run(job: Job, resume: bool = False) -> dict:
                 at_end = done == job.total_steps
                 due = done % job.eval_every == 0 if job.eval_every else done % job.steps_per_epoch == 0
                 pausing = due or at_end or done % job.save_every == 0  # which waits for the device in any case
-                looking = done % SKIPS_BEFORE_ABORT == 0  # the same steps, and at the same numbers, for all workers
+                looking = pausing or done % SKIPS_BEFORE_ABORT == 0  # the same steps for all workers
+                if looking or journal.due:
+                    in_a_row = journal.read(end=at_end)
+                    if looking:
+                        stop_if_stuck(job, batch, done, in_a_row)
                 if pausing:
-                    stop_if_stuck(job, batch, done, journal.read(end=at_end))
                     paused = journal.pause()
                     if at_end or due:
                         evaluate()
                     save_last()  # after the evaluation: a resumed run does not repeat it
                     journal.go_on(paused)
-                elif looking or journal.due:
-                    coming = journal.ask()
-                    if looking:
-                        if asked is not None:  # at what is there, 50 steps late: to wait would let the device wait
-                            stop_if_stuck(job, batch, done, asked.result().skipped_in_a_row)
-                        asked = coming
         if not job.history and best is None:
             evaluate()
     finally:
