@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ from scripts.bench_train_step import WARM_UP, Variant, build, on_devices, random
 from train import hardware
 
 STEPS, SHOWN = 5, 60
+PAUSE_US, PAUSES = 20, 12  # what counts as the GPU standing still, and how many kinds of pauses are shown
 # Kind -> what its kernels' names contain; the first that fits counts.
 KINDS = {
+    "collective": r"nccl",
     "attention": r"fmha|flash|cudnn|sdpa",
     "matrix product": r"gemm|cutlass|nvjet|xmma|cublas|splitk",
     "copy": r"memcpy|memset|MemcpyD2D|MemcpyH2D|MemcpyD2H",
@@ -31,7 +34,18 @@ KINDS = {
     "reduction": r"reduce",
     "elementwise": r"fusion|wrapped|loop|triton|convert|select",
 }
-Kernels = list[tuple[str, float]]  # name, microseconds
+
+
+@dataclass(frozen=True, order=True)
+class Kernel:
+    """A kernel or copy on the first GPU."""
+
+    start_us: float
+    us: float
+    name: str
+
+
+Kernels = list[Kernel]
 
 
 def profile(variant: Variant, machine: hardware.Hardware, folder: Path) -> dict:
@@ -53,13 +67,14 @@ def profile(variant: Variant, machine: hardware.Hardware, folder: Path) -> dict:
             f"the trace in {folder} names no kernel: there is no GPU, or its profiling library (CUPTI) was not found"
         )
     with open(folder / "kernels.csv", "w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([("kernel", "microseconds"), *kernels])
+        csv.writer(file).writerows([("kernel", "start_us", "us"), *((k.name, k.start_us, k.us) for k in kernels)])
     print(summary(kernels, STEPS))
-    busy = sum(microseconds for _, microseconds in kernels) / STEPS / 1e3
+    print(pauses(kernels, STEPS))
+    busy = sum(kernel.us for kernel in kernels) / STEPS / 1e3
     print(f"kernels {busy:.2f} ms a step; a step {plain * 1e3:.2f} ms when nothing is recorded")
     kinds = collections.defaultdict(float)
-    for name, microseconds in kernels:
-        kinds[kind(name)] += microseconds / STEPS / 1e3
+    for kernel in kernels:
+        kinds[kind(kernel.name)] += kernel.us / STEPS / 1e3
     return {"out": str(folder), "metrics": {name: round(spent, 3) for name, spent in kinds.items()} | {"kernels": busy}}
 
 
@@ -89,7 +104,11 @@ def read(path: Path) -> Kernels:
         for line in plane.lines:
             if not line.name.startswith("Stream"):  # other lines group the same kernels by operation
                 continue
-            kernels += [(plane.event_metadata[e.metadata_id].name, e.duration_ps / 1e6) for e in line.events]
+            begin = line.timestamp_ns / 1e3
+            kernels += [
+                Kernel(begin + e.offset_ps / 1e6, e.duration_ps / 1e6, plane.event_metadata[e.metadata_id].name)
+                for e in line.events
+            ]
     return kernels
 
 
@@ -98,8 +117,11 @@ def by_torch(work: Callable[[], object]) -> Kernels:
     profiler: Any = importlib.import_module("torch.profiler")
     with profiler.profile(activities=[profiler.ProfilerActivity.CUDA]) as recording:
         work()
-    events = recording.profiler.kineto_results.events()
-    return [(event.name(), event.duration_ns() / 1e3) for event in events if "CUDA" in str(event.device_type())]
+    return [
+        Kernel(event.start_ns() / 1e3, event.duration_ns() / 1e3, event.name())
+        for event in recording.profiler.kineto_results.events()
+        if "CUDA" in str(event.device_type()) and event.device_index() == 0
+    ]
 
 
 def protocol() -> Any:
@@ -115,10 +137,9 @@ def summary(kernels: Kernels, steps: int) -> str:
     """Milliseconds a step by kind, then by name; numbers at the end of a fusion's name are left out."""
     kinds, names = collections.defaultdict(float), collections.defaultdict(float)
     count, number = collections.Counter(), collections.Counter()
-    for name, microseconds in kernels:
-        short = re.sub(r"[._]\d+$", "", name)
-        for sums, counts, key in ((kinds, count, kind(name)), (names, number, short)):
-            sums[key] += microseconds
+    for kernel in kernels:
+        for sums, counts, key in ((kinds, count, kind(kernel.name)), (names, number, short(kernel.name))):
+            sums[key] += kernel.us
             counts[key] += 1
     lines = ["ms a step  kernels a step  kind"]
     lines += [f"{spent / steps / 1e3:9.3f}  {count[key] / steps:14.1f}  {key}" for key, spent in _largest(kinds)]
@@ -127,6 +148,27 @@ def summary(kernels: Kernels, steps: int) -> str:
         each = spent / number[key]
         lines.append(f"{spent / steps / 1e3:9.3f}  {number[key] / steps:14.1f}  {each:11.1f}  {key[:90]}")
     return "\n".join(lines)
+
+
+def pauses(kernels: Kernels, steps: int) -> str:
+    """Milliseconds a step in which the GPU does nothing, by the kernel that it waits for; while recorded, so a little
+    longer than otherwise."""
+    waited, count = collections.defaultdict(float), collections.Counter()
+    ordered = sorted(kernels)
+    done = ordered[0].start_us
+    for kernel in ordered:
+        if (idle := kernel.start_us - done) >= PAUSE_US:
+            waited[short(kernel.name)] += idle
+            count[short(kernel.name)] += 1
+        done = max(done, kernel.start_us + kernel.us)
+    lines = ["", "ms a step  pauses a step  the GPU stands still before"]
+    lines += [f"{spent / steps / 1e3:9.3f}  {count[key] / steps:13.1f}  {key[:90]}" for key, spent in _largest(waited)]
+    return "\n".join([*lines[: 2 + PAUSES], f"{sum(waited.values()) / steps / 1e3:9.3f}  in all"])
+
+
+def short(name: str) -> str:
+    """Without the number at the end of a fusion's name."""
+    return re.sub(r"[._]\d+$", "", name)
 
 
 def _largest(sums: dict[str, float]) -> list[tuple[str, float]]:

@@ -212,14 +212,30 @@ def test_torchs_step_has_our_logits_and_learns(tmp_path):
 
 
 def test_kernels_are_summed_by_kind_and_by_name_without_their_numbers():
-    kernels = [("loop_add_fusion_12", 30.0), ("loop_add_fusion_3", 10.0), ("sm90_xmma_gemm_f16", 100.0), ("odd", 1.0)]
-    text = profile_step.summary(kernels, steps=2)
+    named = [("loop_add_fusion_12", 30.0), ("loop_add_fusion_3", 10.0), ("sm90_xmma_gemm_f16", 100.0), ("odd", 1.0)]
+    text = profile_step.summary([profile_step.Kernel(0.0, us, name) for name, us in named], steps=2)
     assert "0.050             0.5  matrix product" in text
     assert "0.020             1.0         20.0  loop_add_fusion" in text
     kinds = {
-        name: profile_step.kind(name) for name in ("cudnn_generated_fort_native_sdpa", "input_reduce_fusion", "odd")
+        name: profile_step.kind(name)
+        for name in ("cudnn_generated_fort_native_sdpa", "input_reduce_fusion", "ncclDevKernel_AllReduce_Sum_f16", "odd")
     }
-    assert list(kinds.values()) == ["attention", "reduction", "other"]
+    assert list(kinds.values()) == ["attention", "reduction", "collective", "other"]
+
+
+def test_the_gpu_stands_still_between_kernels_of_all_streams():
+    kernel = profile_step.Kernel
+    kernels = [
+        kernel(5_000.0, 1_000.0, "all_reduce"),
+        kernel(0.0, 1_000.0, "loop_add_fusion_1"),
+        kernel(200.0, 3_000.0, "gemm"),  # on another stream, beside the first and after it
+        kernel(3_210.0, 90.0, "odd"),  # too soon to be a pause
+        kernel(6_500.0, 10.0, "loop_add_fusion_2"),
+    ]
+    lines = profile_step.pauses(kernels, steps=2).splitlines()
+    assert [line.split() for line in lines[2:]] == [
+        ["0.850", "0.5", "all_reduce"], ["0.250", "0.5", "loop_add_fusion"], ["1.100", "in", "all"],
+    ]  # fmt: skip
 
 
 def test_a_trace_is_read_stream_by_stream_of_the_first_gpu(tmp_path: Path):
@@ -232,10 +248,11 @@ def test_a_trace_is_read_stream_by_stream_of_the_first_gpu(tmp_path: Path):
     ):
         plane = space.planes.add(name=device)
         plane.event_metadata[1].name = f"{device} {line}"
-        plane.lines.add(name=line).events.add(metadata_id=1, duration_ps=2_500_000)
+        line = plane.lines.add(name=line, timestamp_ns=7_000)
+        line.events.add(metadata_id=1, offset_ps=500_000, duration_ps=2_500_000)
     path = tmp_path / "t.xplane.pb"
     path.write_bytes(space.SerializeToString())
-    assert profile_step.read(path) == [("/device:GPU:0 Stream #7(Compute)", 2.5)]
+    assert profile_step.read(path) == [profile_step.Kernel(7.5, 2.5, "/device:GPU:0 Stream #7(Compute)")]
 
 
 @pytest.mark.slow
