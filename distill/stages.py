@@ -93,6 +93,7 @@ class Prepared:
             score=self.model.head.score,
             title=stage.name,
             chief=self.machine.chief,
+            ranks=self.machine.ranks,
             last=f"last{suffix}",
             best=f"best{suffix}",
             data=stage.features.fingerprint(),

@@ -63,18 +63,19 @@ def test_numbers_are_read_once_in_a_while_or_when_there_are_many(start, monkeypa
     clock = [0.0]
     monkeypatch.setattr(journal.time, "perf_counter", lambda: clock[0])
     one = start(log_every=20)
-    for number in range(journal.READ_STEPS):
+    for many in (50, 100, 200, 250, 250):
+        for number in range(many):
+            assert not one.due
+            one.step(report(number), 1)
+            clock[0] += 0.001
+        assert one.due  # many
+        one.read()
         assert not one.due
-        one.step(report(number), 1)
-        clock[0] += 0.001
-    assert one.due  # many
-    one.read()
-    assert not one.due
     for number in range(10):
         one.step(report(number), 1)
     assert not one.due
     clock[0] += 1.01
-    assert one.due  # 10 of the 50 were left, with these they are a line
+    assert one.due  # 10 of the 850 were left, with these they are a line
     one.read()
     for number in range(3):
         one.step(report(number), 1)

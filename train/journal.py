@@ -18,8 +18,9 @@ from tqdm import tqdm
 from train.step import COUNTED
 
 # Reading what a step returned waits for all that the device has to do, and then the device waits for the host: so it is
-# done for many steps at once, as soon as one of the two is reached.
-READ_STEPS, READ_S = 50, 1.0
+# done for many steps at once: after FIRST_READ of them, twice as many, and so on up to READ_STEPS (a run that gets
+# nowhere mostly does so from the start), or as soon as there is a line to write and READ_S seconds have passed.
+FIRST_READ, READ_STEPS, READ_S = 50, 250, 1.0
 EVENTS_S = 5  # seconds after which TensorBoard's file is up to date
 
 
@@ -47,7 +48,7 @@ class Journal:
         self.folder, self.names, self.log_every, self.title = folder, list(names), log_every, title
         self.unread: list[tuple[tf.Tensor, int]] = []  # a step's numbers and real windows
         self.untold: list[tuple[np.ndarray, int, float]] = []  # the same with its seconds, once read
-        self.since = time.perf_counter()
+        self.since, self.many = time.perf_counter(), FIRST_READ
         self.lines = self.events = None
         self.bar = tqdm(
             total=total_steps, initial=first_step, desc=title, unit="step", dynamic_ncols=True, file=sys.stderr,
@@ -67,7 +68,7 @@ class Journal:
     def due(self) -> bool:
         """Whether it is time to read."""
         enough = len(self.untold) + len(self.unread) >= self.log_every
-        return len(self.unread) >= READ_STEPS or (enough and time.perf_counter() - self.since >= READ_S)
+        return len(self.unread) >= self.many or (enough and time.perf_counter() - self.since >= READ_S)
 
     def read(self, *, end: bool = False) -> int:
         """Fetch the numbers of the steps noted, and write the lines that are complete; at the end of a run all.
@@ -76,6 +77,8 @@ class Journal:
         """
         if not self.unread:
             return 0
+        if len(self.unread) >= self.many:
+            self.many = min(2 * self.many, READ_STEPS)
         found = tf.stack([numbers for numbers, _ in self.unread]).numpy()  # [steps, names], in one copy
         now = time.perf_counter()
         seconds = (now - self.since) / len(found)

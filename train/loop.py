@@ -37,6 +37,7 @@ class Job:
     title: str = "train"
     score: str = "f1"  # which metric makes a checkpoint the best
     chief: bool = True  # alone writes
+    ranks: int = 1  # processes that train together
     last: str = "last"  # folder of the checkpoint that --resume reads
     best: str = "best"
     data: str = ""  # fingerprint of what `batches` gives; a run is resumed with the same
@@ -106,10 +107,11 @@ def run(job: Job, resume: bool = False) -> dict:
                 at_end = done == job.total_steps
                 due = done % job.eval_every == 0 if job.eval_every else done % job.steps_per_epoch == 0
                 pausing = due or at_end or done % job.save_every == 0  # which waits for the device in any case
-                looking = pausing or done % SKIPS_BEFORE_ABORT == 0  # the same steps for all workers
+                # Workers must stop at the same step, but read by the clock; one alone looks whenever it has read.
+                looking = pausing or (job.ranks > 1 and done % SKIPS_BEFORE_ABORT == 0)
                 if looking or journal.due:
                     in_a_row = journal.read(end=at_end)
-                    if looking:
+                    if looking or job.ranks == 1:
                         stop_if_stuck(job, batch, done, in_a_row)
                 if pausing:
                     paused = journal.pause()

@@ -68,6 +68,7 @@ class Prepared:
             log_every=config.log_every,
             score=self.model.head.score,
             chief=self.machine.chief,
+            ranks=self.machine.ranks,
             data=self.features.fingerprint(),
         )
 
