@@ -1,4 +1,5 @@
-"""How fast is an operator's kernel: p20/p50/p80, bytes and arithmetic per second, and the share of this GPU's peak.
+"""How fast is an operator's kernel: p20/p50/p80, bytes and arithmetic per second, and the share of this GPU's peak,
+which is measured in the same run (`peaks.py`).
 
     measure.main("gelu", moved=lambda shapes, size: ...)      # all of a bench.py; python -m plugins.gelu.bench runs it
 
@@ -9,8 +10,10 @@ installed, its operators are timed alike on the same inputs (`peers.py`).
 """
 
 import argparse
+import contextlib
 import csv
 import datetime
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +22,7 @@ from typing import Any
 import numpy as np
 
 import plugins
-from plugins import legs, peers
+from plugins import legs, peaks, peers
 from plugins.device import Device
 
 COLD_BYTES = 256 << 20  # what the copies take together: five times an H100's L2
@@ -28,8 +31,9 @@ SAMPLES = 100
 # Dense 16-bit multiply-adds with float32 accumulation, as operations per clock and multiprocessor: NVIDIA's data sheets
 # (T4, A100, A10, L40S, H100, B200) divided by multiprocessors and clock. GeForce cards reach half of 8.6, 8.9 and 12.x.
 OPERATIONS = {75: 1024, 80: 2048, 86: 1024, 89: 1024, 90: 4096, 100: 8192, 120: 1024, 121: 1024}
-COLUMNS = ("case", "dtype", "tuning", "p20_us", "p50_us", "p80_us", "gb_per_s", "percent_of_bandwidth", "tflop_per_s",
-           "percent_of_arithmetic", "torch_p50_us", "gpu", "driver_cuda", "triton", "torch", "date")  # fmt: skip
+COLUMNS = ("case", "dtype", "tuning", "p20_us", "p50_us", "p80_us", "gb_per_s", "peak_gb_per_s", "percent_of_bandwidth",
+           "tflop_per_s", "peak_tflop_per_s", "percent_of_arithmetic", "torch_p50_us", "gpu", "driver_cuda", "triton",
+           "torch", "date")  # fmt: skip
 
 Moved = Callable[[Mapping[str, tuple[int, ...]], int], float]  # (shapes of inputs and y, bytes of an A) -> bytes moved
 Done = Callable[[Mapping[str, tuple[int, ...]], Any], float]  # (those shapes, the case) -> multiplications + additions
@@ -46,9 +50,13 @@ def arithmetic(device: Device) -> float:
     return per_clock * device.attribute("MULTIPROCESSOR_COUNT") * device.attribute("CLOCK_RATE") * 1e3
 
 
-def time_case(device: Device, op: str, case: Any, dtype: str, tuning: Mapping[str, Any]) -> tuple[np.ndarray, dict]:
-    """(microseconds of one run, sampled; shapes of the inputs and y). tuning: further arguments of `variants`."""
-    given = legs.inputs(op, case, dtype)
+def time_case(
+    device: Device, op: str, case: Any, dtype: str, tuning: Mapping[str, Any], given: Mapping[str, np.ndarray]
+) -> tuple[np.ndarray, dict]:
+    """(microseconds of one run, sampled; shapes of the inputs and y).
+
+    tuning: further arguments of `variants`. given: `legs.inputs` of the case.
+    """
     shapes = legs.shapes(op, case, given)
     plugin = plugins.plugin(op)(case.attributes, legs.kernels(op, case, shapes, dtype, device.architecture, tuning))
     plugin.load()
@@ -84,8 +92,9 @@ def measure(
     """A row of results for every bench case, dtype and tuning, on the current GPU.
 
     also: further operators of the folder. only, without: words of a case's name, all of which or none of which it has.
+    Interrupted, it gives the rows that it has.
     """
-    rows = []
+    rows: list[dict] = []
     torch = peers.load()
     eight = [f"{op}8"] if plugins.OPS.get(f"{op}8") == plugins.OPS[op] else []  # writes 8 bits, too: no sweep
     ops = (op, *also) if len(tunings) > 1 else dict.fromkeys((op, *eight, *also))
@@ -94,29 +103,32 @@ def measure(
         (name, case) for name, case in pairs
         if set(only) <= set(case.name.split()) and not set(without) & set(case.name.split())
     ]  # fmt: skip
-    with Device() as device:
-        for op, case in pairs:
-            for dtype in dtypes:
-                for tuning in tunings:
-                    taken, shapes = time_case(device, op, case, dtype, tuning)
-                    p20, p50, p80 = np.percentile(taken, (20, 50, 80))
-                    bytes_per_s = moved(shapes, legs.DTYPES[dtype].itemsize) / p50 * 1e6
-                    row = {"case": case.name, "dtype": dtype, "tuning": " ".join(f"{k}={v}" for k, v in tuning.items())}
-                    row |= {"p20_us": f"{p20:.2f}", "p50_us": f"{p50:.2f}", "p80_us": f"{p80:.2f}"}
-                    row |= {"gb_per_s": f"{bytes_per_s / 1e9:.0f}"}
-                    row |= {"percent_of_bandwidth": f"{100 * bytes_per_s / bandwidth(device):.1f}"}
-                    if done:
-                        per_s = done(shapes, case) / p50 * 1e6
-                        peak = arithmetic(device) * (2 if plugins.plugin(op).inputs["x"] == "Q" else 1)  # 8 bits: twice
-                        row |= {"tflop_per_s": f"{per_s / 1e12:.1f}"}
-                        row |= {"percent_of_arithmetic": f"{100 * per_s / peak:.1f}"}
-                    if torch and not tuning and dtype == "float16":  # numpy's bfloat16 is not torch's
-                        given = legs.inputs(op, case, dtype)
-                        peer = peers.time_us(torch, op, case, given, COLD_BYTES, MOST_COPIES, SAMPLES)
-                        row |= {"torch_p50_us": f"{peer:.2f}", "torch": torch.__version__} if peer else {}
-                    row |= {"gpu": device.name, "driver_cuda": device.driver_version, "triton": _triton_version()}
-                    rows.append(row | {"date": datetime.date.today().isoformat()})
-                    print("  ".join(f"{key} {row[key]}" for key in COLUMNS if row.get(key)), flush=True)
+    with contextlib.suppress(KeyboardInterrupt), Device() as device:
+        eights = {name: plugins.plugin(name).inputs["x"] == "Q" for name, _ in pairs} if done else {}
+        kinds = {"float8" if eight else "float16" for eight in eights.values()}
+        peak_bytes = peaks.bytes_per_s(device)
+        peak_operations = {kind: peaks.operations_per_s(device, kind) for kind in sorted(kinds)}
+        for (op, case), dtype in itertools.product(pairs, dtypes):
+            given = legs.inputs(op, case, dtype)
+            for tuning in tunings:
+                taken, shapes = time_case(device, op, case, dtype, tuning, given)
+                p20, p50, p80 = np.percentile(taken, (20, 50, 80))
+                bytes_per_s = moved(shapes, legs.DTYPES[dtype].itemsize) / p50 * 1e6
+                row = {"case": case.name, "dtype": dtype, "tuning": " ".join(f"{k}={v}" for k, v in tuning.items())}
+                row |= {"p20_us": f"{p20:.2f}", "p50_us": f"{p50:.2f}", "p80_us": f"{p80:.2f}"}
+                row |= {"gb_per_s": f"{bytes_per_s / 1e9:.0f}", "peak_gb_per_s": f"{peak_bytes / 1e9:.0f}"}
+                row |= {"percent_of_bandwidth": f"{100 * bytes_per_s / peak_bytes:.1f}"}
+                if done:
+                    # int8 products are held against float8's peak: the chip's data sheet has one figure for both.
+                    per_s, peak = done(shapes, case) / p50 * 1e6, peak_operations["float8" if eights[op] else "float16"]
+                    row |= {"tflop_per_s": f"{per_s / 1e12:.1f}", "peak_tflop_per_s": f"{peak / 1e12:.1f}"}
+                    row |= {"percent_of_arithmetic": f"{100 * per_s / peak:.1f}"}
+                if torch and not tuning and dtype == "float16":  # numpy's bfloat16 is not torch's
+                    peer = peers.time_us(torch, op, case, given, COLD_BYTES, MOST_COPIES, SAMPLES)
+                    row |= {"torch_p50_us": f"{peer:.2f}", "torch": torch.__version__} if peer else {}
+                row |= {"gpu": device.name, "driver_cuda": device.driver_version, "triton": _triton_version()}
+                rows.append(row | {"date": datetime.date.today().isoformat()})
+                print("  ".join(f"{key} {row[key]}" for key in COLUMNS if row.get(key)), flush=True)
     return rows
 
 

@@ -1,8 +1,7 @@
 """The least time that this machine could need for an encoder: its arithmetic or its weights, whichever takes longer.
 
-Both limits are measured in the same run, so that a GPU short of power has the floor it deserves: the rate of one large
-product (cuBLASLt's fastest algorithm; numpy's on a CPU) and that of a copy within memory. It is a floor of kernels that
-reach those rates all the time, with nothing else to do.
+Both limits are measured in the same run: the rate of one large product (`plugins/peaks.py`; numpy's on a CPU) and that
+of a copy within memory. It is a floor of kernels that reach those rates all the time, with nothing else to do.
 """
 
 import shutil
@@ -17,15 +16,10 @@ import numpy as np
 
 from export.quantisation import FORMATS
 from model.config import BertConfig
+from plugins import peaks
 from plugins.device import Device
-from plugins.launch import check, driver
-from plugins.linear.matmul import WORKSPACE, Matmul
-from plugins.linear.product import Product
 from scripts.bench_engine_plans import Shape
-from scripts.bench_engine_timer import milliseconds
 
-WIDTH = 8192  # of the product on a GPU
-COPIED = 1 << 30  # bytes
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float8": 1, "int8": 1}
 ASKED = "clocks.sm,power.draw"  # of nvidia-smi
 EVERY_MS = 200
@@ -56,45 +50,9 @@ class Peaks:
 def of_gpu(device: Device, precision: str) -> Peaks:
     """precision: the engine's; 8-bit products are measured for an 8-bit engine alone."""
     base = "bfloat16" if precision == "bfloat16" else "float16"
-    product = Product(WIDTH, WIDTH, WIDTH, base, gelu=False)
-    # Random numbers, since zeros draw less power and would be faster; of 16 bits, all below 1 in size.
-    words = np.random.default_rng(0).integers(0, 0x3800, (WIDTH, WIDTH), np.uint16)
-    x, weight = device.upload(words), device.upload(words)
-    bias, y, workspace = device.upload(words[0] * 0), device.empty(2 * WIDTH * WIDTH), device.empty(WORKSPACE)
-    matmul = Matmul(product)
-    operations = _rate(device, lambda: matmul(device.stream, x, weight, bias, y, workspace), 2.0 * WIDTH**3)
-    operations8 = _rate8(device, x, weight, bias, y, workspace) if precision == "float8" else float("nan")
-    cuda = driver()
-    source, to = device.empty(COPIED), device.empty(COPIED)
-
-    def copy() -> None:
-        check(cuda.cuMemcpyDtoDAsync(to, source, COPIED, device.stream), "copying")
-
-    # Not from a graph: 2.6 TB/s was seen there on an H200, where a copy on a stream moves 4.3.
-    copied = float(milliseconds(device.stream, copy, 30, 1).min())
-    found = Peaks(operations, operations8, 2.0 * COPIED / (1e-3 * copied))
-    device.free()
-    return found
-
-
-def _rate8(device: Device, x: int, weight: int, bias: int, y: int, workspace: int) -> float:
-    """Of a float8 product over the same bytes; nan where this GPU or version has none."""
-    from plugins.linear8.matmul8 import Matmul8, Product8
-
-    try:
-        scale = device.upload(np.ones(1, np.float32))
-        product = Matmul8(Product8(WIDTH, WIDTH, WIDTH, "float16", gelu=False))
-        return _rate(device, lambda: product(device.stream, x, weight, bias, y, workspace, scale), 2.0 * WIDTH**3)
-    except (RuntimeError, ValueError, TypeError) as error:
-        print(f"no floor in 8 bits: {error}")
-        return float("nan")
-
-
-def _rate(device: Device, call: Any, size: float) -> float:
-    """`size` over the time of a call, the least of 30."""
-    call()
-    device.wait()
-    return size / (1e-6 * float(device.capture(call).times_us(30).min()))
+    operations = peaks.operations_per_s(device, base)
+    operations8 = peaks.operations_per_s(device, "float8") if precision == "float8" else float("nan")
+    return Peaks(operations, operations8, peaks.bytes_per_s(device))
 
 
 def of_cpu() -> Peaks:

@@ -1,5 +1,6 @@
 """What all plugins share: registration, finding TensorRT, the interpreter, what counts as right."""
 
+import contextlib
 import dataclasses
 import subprocess
 import sys
@@ -207,3 +208,31 @@ def test_results_replace_those_of_the_same_gpu_and_keep_the_others(tmp_path):
     assert len(lines) == 3
     assert "2" in lines[1].split(",")
     assert "3" in lines[2].split(",")
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_bench_states_the_share_of_peaks_that_it_measured_and_keeps_what_it_has(monkeypatch, interrupted):
+    device = SimpleNamespace(architecture=90, name="H", driver_version="13.0")
+    rates = {"float16": 500e12, "float8": 1000e12}
+    monkeypatch.setattr(measure, "Device", lambda: contextlib.nullcontext(device))
+    monkeypatch.setattr(measure.peaks, "bytes_per_s", lambda _: 4e12)
+    monkeypatch.setattr(measure.peaks, "operations_per_s", lambda _, kind: rates[kind])
+    monkeypatch.setattr(measure.peers, "load", lambda: None)
+    cases = [SimpleNamespace(name=name) for name in ("base one", "base two", "large one")]
+    monkeypatch.setattr(measure.legs, "cases", lambda op, _: cases)
+    monkeypatch.setattr(measure.legs, "inputs", lambda *_: {})
+    timed = []
+
+    def time_case(device, op, case, dtype, tuning, given):
+        timed.append((op, case.name))
+        if interrupted and len(timed) == 2:
+            raise KeyboardInterrupt
+        return np.array([2.0, 1.0, 3.0]), {}
+
+    monkeypatch.setattr(measure, "time_case", time_case)
+    rows = measure.measure("linear8", lambda *_: 1e6, lambda *_: 1e9, [{}], ["float16"], ["linear"], only=["base"])
+    shares = [(row["case"], row["percent_of_bandwidth"], row["percent_of_arithmetic"]) for row in rows]
+    # 1 MB in 2 us is 500 GB/s, 1 GFLOP in 2 us 500 TFLOP/s: an eighth, and a half of float8's peak or all of float16's
+    whole = [(case, "12.5", percent) for percent in ("50.0", "100.0") for case in ("base one", "base two")]
+    assert shares == (whole[:1] if interrupted else whole)
+    assert {(row["peak_gb_per_s"], row["p50_us"]) for row in rows} == {("4000", "2.00")}
