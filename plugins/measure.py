@@ -104,7 +104,7 @@ def measure(
         if set(only) <= set(case.name.split()) and not set(without) & set(case.name.split())
     ]  # fmt: skip
     with contextlib.suppress(KeyboardInterrupt), Device() as device:
-        eights = {name: plugins.plugin(name).inputs["x"] == "Q" for name, _ in pairs} if done else {}
+        eights = {name: plugins.plugin(name).inputs.get("x") == "Q" for name, _ in pairs} if done else {}
         kinds = {"float8" if eight else "float16" for eight in eights.values()}
         peak_bytes = peaks.bytes_per_s(device)
         peak_operations = {kind: peaks.operations_per_s(device, kind) for kind in sorted(kinds)}

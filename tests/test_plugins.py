@@ -230,7 +230,7 @@ def test_a_bench_states_the_share_of_peaks_that_it_measured_and_keeps_what_it_ha
         return np.array([2.0, 1.0, 3.0]), {}
 
     monkeypatch.setattr(measure, "time_case", time_case)
-    rows = measure.measure("linear8", lambda *_: 1e6, lambda *_: 1e9, [{}], ["float16"], ["linear"], only=["base"])
+    rows = measure.measure("linear8", lambda *_: 1e6, lambda *_: 1e9, [{}], ["float16"], ["attention"], only=["base"])
     shares = [(row["case"], row["percent_of_bandwidth"], row["percent_of_arithmetic"]) for row in rows]
     # 1 MB in 2 us is 500 GB/s, 1 GFLOP in 2 us 500 TFLOP/s: an eighth, and a half of float8's peak or all of float16's
     whole = [(case, "12.5", percent) for percent in ("50.0", "100.0") for case in ("base one", "base two")]
