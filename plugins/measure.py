@@ -51,12 +51,13 @@ def arithmetic(device: Device) -> float:
 
 
 def time_case(
-    device: Device, op: str, case: Any, dtype: str, tuning: Mapping[str, Any], given: Mapping[str, np.ndarray]
+    device: Device, op: str, case: Any, dtype: str, tuning: Mapping[str, Any], given: Mapping[str, Any] | None = None
 ) -> tuple[np.ndarray, dict]:
     """(microseconds of one run, sampled; shapes of the inputs and y).
 
-    tuning: further arguments of `variants`. given: `legs.inputs` of the case.
+    tuning: further arguments of `variants`. given: the inputs, where `legs.inputs` has made them already.
     """
+    given = given or legs.inputs(op, case, dtype)
     shapes = legs.shapes(op, case, given)
     plugin = plugins.plugin(op)(case.attributes, legs.kernels(op, case, shapes, dtype, device.architecture, tuning))
     plugin.load()
