@@ -240,8 +240,9 @@ def test_fifty_skips_in_a_row_end_the_run_with_the_variable_named(tmp_path):
     assert all(np.isfinite(array).all() for array in last.values())
 
 
-def test_a_run_that_gets_nowhere_ends_soon_however_seldom_it_logs(tmp_path):
-    job = tiny.job(tmp_path, epochs=50, spoil=True, log_every=1000, save_every=1000)
+@pytest.mark.parametrize("ranks", [1, 2])  # one alone looks when it reads, several at the same steps
+def test_a_run_that_gets_nowhere_ends_soon_however_seldom_it_logs(tmp_path, ranks):
+    job = tiny.job(tmp_path, epochs=50, spoil=True, log_every=1000, save_every=1000, eval_every=1000, ranks=ranks)
     with tiny.eager(), pytest.raises(UserError, match="in a row"):
         loop.run(job)
     assert 50 <= int(job.step.loss_scale.skipped.numpy()) <= 75
