@@ -62,7 +62,8 @@ def build(
         head: an entry of `heads/`; None for the encoder alone, whose one output is `encoded` A [T, H] or [B, S, H].
         gelu: "tanh" or "erf" instead of the checkpoint's own form.
         fused: write a product and the layer norm after it as one node, `linear_skip_layer_norm` or one of its kin (see
-            `fuses`); but for int8 products, which have no such node.
+            `fuses`), but for int8 products, which have no such node; and one of 16 bits and the erf form of GELU after
+            it, which the tanh form is in any case.
         quantisation: which products are 8 bits wide; all else is in `precision`.
         bare: ops whose function body is left out, so that only a runtime with a plugin of that name can read them.
 
@@ -113,16 +114,16 @@ def fuses(names: Collection[str]) -> bool:
 
 def expected_nodes(config: BertConfig, gelu: str | None = None, *, fused: bool = False) -> dict[str, int]:
     """Op -> how many nodes of it the network of these sizes has, in the order of `plugins.OPS`."""
-    tanh = (gelu or config.gelu) == "tanh"
+    joined = fused or (gelu or config.gelu) == "tanh"  # GELU and the product before it
     norms = 2 * config.layers
-    products = (3 if tanh else 4) * config.layers
+    products = (3 if joined else 4) * config.layers
     counts = {
         "embed_layer_norm": 1,
         "attention": config.layers,
         "skip_layer_norm": 0 if fused else norms,
-        "gelu": 0 if tanh else config.layers,
+        "gelu": 0 if joined else config.layers,
         "linear": products - norms if fused else products,
-        "linear_gelu": config.layers if tanh else 0,
+        "linear_gelu": config.layers if joined else 0,
         "linear_skip_layer_norm": norms if fused else 0,
     }
     return {op: counts[op] for op in plugins.OPS if counts.get(op)}
@@ -184,21 +185,21 @@ def _layer(
         writer, tensors, f"{here}/attention", f"{there}.attention", context, out, x, config, fused, f"{there}.ffn.in"
     )  # fmt: skip
 
-    inner = _ffn_in(writer, tensors, here, there, x, gelu)  # rows+[I]
+    inner = _ffn_in(writer, tensors, here, there, x, gelu, fused)  # rows+[I]
     out, after = tensors[f"{there}.ffn.out.kernel"], f"layers.{index + 1}.attention.qkv"
     return _linear_skip_norm(
         writer, tensors, f"{here}/ffn", f"{there}.ffn", inner, out, x, config, fused, after, output
     )  # fmt: skip
 
 
-def _ffn_in(writer: Writer, tensors: Tensors, here: str, there: str, x: str, gelu: str) -> str:
+def _ffn_in(writer: Writer, tensors: Tensors, here: str, there: str, x: str, gelu: str, fused: bool) -> str:
     """GELU(x W + b). The tanh form joins the product before it, unless that writes 16 bits and 8 are to come out; the
-    erf form does between two products of 8 bits."""
+    erf form does between two products of 8 bits, and in a `fused` graph between two of 16."""
     kernel, bias = tensors[f"{there}.ffn.in.kernel"], tensors[f"{there}.ffn.in.bias"]
     eight = writer.quantisation or ()
     before, after = (f"{there}.ffn.{side}" in eight for side in ("in", "out"))
     approximate = "tanh" if gelu == "tanh" else "none"
-    if (before and after) or (gelu == "tanh" and not after):
+    if (before and after) or (not after and (gelu == "tanh" or (fused and not before))):
         out = f"{there}.ffn.out" if after else ""
         name = f"{here}/ffn/{'in' if gelu == 'tanh' else 'gelu'}"  # as the node in float32 that gives the same
         return _linear(writer, name, f"{there}.ffn.in", x, kernel, bias, "linear_gelu", out, approximate)
@@ -216,7 +217,8 @@ def _linear(writer: Writer, name, source, x, kernel, bias, op="linear", out="", 
     plus = writer.weight(zeros, np.zeros(kernel.shape[1])) if bias is None else writer.weight(f"{source}.bias", bias)
     eight = writer.quantisation
     if eight is None or source not in eight:
-        return writer.retort(name, op, [x, writer.weight(f"{source}.kernel", kernel), plus])
+        more = {"approximate": approximate} if op == "linear_gelu" else {}
+        return writer.retort(name, op, [x, writer.weight(f"{source}.kernel", kernel), plus], **more)
     # cuBLASLt writes no float8 where a weight has many scales; of the erf form it writes none at all.
     channels = eight.channels and not (out and eight.format == "float8" and approximate == "tanh")
     weight, scale = _stored(writer, source, kernel, channels)

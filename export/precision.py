@@ -110,6 +110,7 @@ def compared(
     if product.endswith("out") and fuses(names) and format == "float8":
         cases = [CaseOfNorm(*given), CaseOfNorm(*given, eight=True, channels=channels)]
         return [(case.op, case) for case in cases]
-    if product == "ffn.in" and gelu == "tanh":
-        return [("linear_gelu", Case(*given)), ("linear8_gelu8", Case8(*given, format, channels, approximate="tanh"))]
+    if product == "ffn.in" and (gelu == "tanh" or fuses(names)):
+        form = "tanh" if gelu == "tanh" else "none"
+        return [("linear_gelu", Case(*given, form)), ("linear8_gelu8", Case8(*given, format, channels, form))]
     return [("linear", Case(*given)), ("linear8", Case8(*given, format, channels))]

@@ -27,7 +27,7 @@ PLUGINS = {
     "gelu": "GELU, by erf or tanh",
     "linear": "matrix product with bias, and GELU where asked for; by cuBLASLt, for few tokens by a kernel of ours",
     "linear_skip_layer_norm": "matrix product, bias, residual and layer norm: in place of two of the others",
-    "linear8": "products of float8 (cuBLASLt, for few tokens ours) and int8 (ours), for --precision float8 and int8",
+    "linear8": "products of float8 (cuBLASLt, some ours) and int8 (ours), for --precision float8 and int8",
 }
 # The operators and their folders. Several share one: a function has one body per name in TensorRT's ONNX parser.
 OPS = {

@@ -17,17 +17,19 @@ import importlib
 import importlib.util
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from configs.errors import UserError
 from plugins import ARCHITECTURES, PLUGINS, cache_folder
 from plugins.kernels import Kernel, KernelSet, write
+from plugins.launch import PARAMETERS, TENSOR_DESCRIPTOR
 
 # Shared memory of a multiprocessor that one program may take, bytes (CUDA programming guide, table of capabilities).
 SHARED = {75: 64, 80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99, 121: 99}  # KiB
 OVERLAPPING = 90  # the first architecture with programmatic dependent launch
+TILING = 90  # the first whose hardware copies tiles of a matrix by itself (the tensor memory accelerator)
 SHORT = {  # Triton's names of our dtypes
     "float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "int32": "i32", "float8": "fp8e4nv", "int8": "i8",
 }  # fmt: skip
@@ -56,11 +58,14 @@ class Variant:
     name: str
     module: str  # plugins.gelu.kernel
     function: str  # the @triton.jit function there
-    signature: Mapping[str, str]  # of the arguments a caller gives, in their order: {"x": "*fp16", "n": "i32"}
+    # Of the arguments a caller gives, in their order: {"x": "*fp16", "n": "i32"}. "tensordesc<fp16[128,64]>" is a
+    # matrix that is taken by tiles of that size.
+    signature: Mapping[str, str]
     constants: Mapping[str, int | float | bool | str]  # its tl.constexpr arguments; PDL is set by the architecture
     aligned: tuple[str, ...] = ()  # pointers that are multiples of 16; a launch with another one is refused
     num_warps: int = 4
     num_stages: int = 2  # at most; fewer where the architecture's shared memory holds no more
+    least: int = 0  # the first architecture that it is for
 
 
 def needed(sizes: Sizes, dtype: str, names: Collection[str] = tuple(PLUGINS)) -> list[Variant]:
@@ -76,8 +81,9 @@ def needed(sizes: Sizes, dtype: str, names: Collection[str] = tuple(PLUGINS)) ->
 
 
 def compile_set(variants: Collection[Variant], arch: int) -> KernelSet:
-    """All of them for one architecture."""
-    return KernelSet.of([compile_kernel(variant, arch) for variant in variants], where="the compiled set")
+    """All of them that are for one architecture."""
+    made = [compile_kernel(variant, arch) for variant in variants if arch >= variant.least]
+    return KernelSet.of(made, where="the compiled set")
 
 
 def compile_kernel(variant: Variant, arch: int) -> Kernel:
@@ -145,22 +151,37 @@ def _compile(variant: Variant, arch: int) -> Kernel:
         if compiled.metadata.shared <= SHARED[arch] << 10:
             break
     meta = compiled.metadata
-    if meta.global_scratch_size or meta.profile_scratch_size or getattr(meta, "tensordesc_meta", None):
-        raise ValueError(f"{variant.name} needs scratch memory or tensor descriptors, which our launches do not give")
+    if meta.global_scratch_size or meta.profile_scratch_size:
+        raise ValueError(f"{variant.name} needs scratch memory, which our launches do not give")
+    kinds = _kinds(variant, meta.tensordesc_meta)
     return Kernel(
         name=variant.name,
         cubin=compiled.asm["cubin"],
         entry=meta.name,
         shared=meta.shared,
         num_warps=meta.num_warps,
-        signature=tuple(variant.signature.values()),
-        hidden=_parameters(compiled.asm["ptx"]) - len(given),
+        signature=kinds,
+        hidden=_parameters(compiled.asm["ptx"]) - sum(PARAMETERS if kind.startswith("tiles") else 1 for kind in kinds),
         aligned=tuple(given.index(name) for name in variant.aligned),
         constants=dict(constants),
         overlaps=overlaps,
         arch=arch,
         source_hash=source_hash(variant),
     )
+
+
+def _kinds(variant: Variant, tiles: Sequence[Mapping]) -> tuple[str, ...]:
+    """A kernel's signature. tiles: what Triton says of each of the variant's tensor descriptors, in order."""
+    found, left = [], list(tiles)
+    for kind in variant.signature.values():
+        if match := TENSOR_DESCRIPTOR.fullmatch(kind):
+            if not left:
+                raise ValueError(f"{variant.name}: tiles are for sm_{TILING} and later; say so by least={TILING}")
+            about = left.pop(0)
+            rows, columns = about["block_size"]
+            kind = f"tiles<{match[1]}[{rows},{columns}],{about['swizzle']}>"
+        found.append(kind)
+    return tuple(found)
 
 
 def _parameters(ptx: str) -> int:

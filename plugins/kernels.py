@@ -18,6 +18,9 @@ from configs.errors import UserError
 MOST_KERNELS = 256  # of one architecture; an engine has about ten
 MOST_BYTES = 16 << 20  # of one file; ours have under 200 kB
 SCALARS = {"i32": 32, "i64": 64, "fp32": 32}  # what else than a pointer an argument can be, and its bits
+# A matrix that is read or written by tiles: Triton's name of its dtype, rows and columns that the hardware copies at
+# once, and how it spreads them over the banks of shared memory (CUtensorMapSwizzle).
+TILES = re.compile(r"tiles<(fp16|bf16|fp8e4nv|i8)\[([1-9]\d{0,2}),([1-9]\d{0,2})\],([0-3])>")
 NAME = re.compile(r"[a-z][a-z0-9_]*(-[a-z0-9_]+)*")
 
 
@@ -30,7 +33,7 @@ class Kernel:
     entry: str  # the function's name within the cubin
     shared: int  # dynamic shared memory, bytes
     num_warps: int  # of 32 threads
-    signature: tuple[str, ...]  # types of the arguments a caller gives: "*fp16", "*i32", "i32", "fp32"
+    signature: tuple[str, ...]  # types of the arguments a caller gives: "*fp16", "i32", "fp32", "tiles<fp16[128,64],3>"
     hidden: int  # pointers that Triton appends to them; always null for our kernels
     aligned: tuple[int, ...] = ()  # arguments whose address must be a multiple of 16
     constants: Mapping[str, int | float | bool | str] = field(default_factory=dict)  # compiled in; BLOCK gives the grid
@@ -144,7 +147,10 @@ def _problems(kernel: Kernel, name: str, arch: int) -> Iterator[str]:
         yield f"it calls itself {kernel.name!r}"
     if not isinstance(kernel.entry, str) or not kernel.entry.isidentifier():
         yield f"entry is {kernel.entry!r}"
-    if not all(isinstance(item, str) and (item[:1] == "*" or item in SCALARS) for item in kernel.signature):
+    if not all(
+        isinstance(item, str) and (item[:1] == "*" or item in SCALARS or TILES.fullmatch(item))
+        for item in kernel.signature
+    ):
         yield f"signature is {kernel.signature!r}"
     if not all(type(item) is int and 0 <= item < len(kernel.signature) for item in kernel.aligned):
         yield f"aligned is {kernel.aligned!r}"

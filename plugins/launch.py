@@ -4,6 +4,9 @@
     ready = Prepared(kernels, launch, names=("x", "y"))                               # loaded and packed
     ready(stream, [x_pointer, y_pointer])                                             # as often as wanted
 
+A matrix that a kernel takes by tiles (Triton's tensor descriptor) is an argument `Tiles("x", rows, columns)`: of its
+address and sizes the driver makes 128 bytes, by which the GPU's tensor memory accelerator (from 9.0 on) copies tiles.
+
 A call may be captured into a CUDA graph: what could disturb a capture (loading code, asking for shared memory) happens
 in Prepared. Only cuda-bindings is needed: no Triton, no torch.
 """
@@ -11,16 +14,33 @@ in Prepared. Only cuda-bindings is needed: no Triton, no torch.
 import ctypes
 import functools
 import hashlib
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from configs.errors import UserError
-from plugins.kernels import Kernel
+from plugins.kernels import TILES, Kernel
 
 PLAIN_SHARED = 48 << 10  # bytes of dynamic shared memory that a kernel may use without asking
 SCALARS = {"i32": ctypes.c_int32, "i64": ctypes.c_int64, "fp32": ctypes.c_float}
+TENSOR_DESCRIPTOR = re.compile(r"tensordesc<(\w+)\[(\d+),(\d+)\]>")  # Triton's type of one: dtype, rows, columns
+PARAMETERS = 5  # of a kernel that Triton makes of a descriptor: itself, two sizes and two steps
+DESCRIPTOR, DESCRIPTOR_ALIGNMENT = 128, 64  # bytes of a CUtensorMap
+DESCRIBED = {  # by Triton's names: the hardware's name of a dtype, and its bytes; it copies 8 bits whatever they mean
+    "fp16": ("FLOAT16", 2), "bf16": ("BFLOAT16", 2), "fp8e4nv": ("UINT8", 1), "i8": ("UINT8", 1),
+}  # fmt: skip
+SWIZZLES = ("NONE", "32B", "64B", "128B")
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """The tensor of that name as a matrix, row by row; a row's bytes are a multiple of 16."""
+
+    tensor: str
+    rows: int
+    columns: int
 
 
 @dataclass(frozen=True)
@@ -32,7 +52,7 @@ class Launch:
 
     kernel: str
     grid: tuple[int, ...]
-    arguments: tuple[str | int | float, ...]
+    arguments: tuple[str | int | float | Tiles, ...]
 
 
 class CudaError(RuntimeError):
@@ -115,9 +135,16 @@ class Prepared:
             raise ValueError(f"{kernel.name} takes {len(kernel.signature)} arguments, not {launch.arguments}")
         self._values: list[Any] = []  # ctypes values, which the packed array points to
         self._slots: list[tuple[Any, int, bool]] = []  # (value to fill, index in names, must be a multiple of 16)
+        self._maps: list[_Map] = []
         for place, (kind, argument) in enumerate(zip(kernel.signature, launch.arguments, strict=True)):
-            if isinstance(argument, str) != (kind[0] == "*"):
+            tiles = TILES.fullmatch(kind)
+            if isinstance(argument, str) != (kind[0] == "*") or isinstance(argument, Tiles) != bool(tiles):
                 raise ValueError(f"{kernel.name}: argument {place} is a {kind}, not {argument!r}")
+            if tiles and isinstance(argument, Tiles):
+                self._maps.append(_Map(kernel.name, tiles, argument, names.index(argument.tensor)))
+                self._values += self._maps[-1].values
+                continue
+            assert not isinstance(argument, Tiles)
             if isinstance(argument, str):
                 self._values.append(value := ctypes.c_void_p())
                 self._slots.append((value, names.index(argument), place in kernel.aligned))
@@ -143,6 +170,8 @@ class Prepared:
             if aligned and address & 15:
                 raise ValueError(f"{self._name}: tensor {index} is at {address:#x}, not a multiple of 16")
             value.value = address
+        for described in self._maps:
+            described.point(addresses)
         if self._config is not None:
             self._config.hStream = stream
             (error,) = driver().cuLaunchKernelEx(self._config, self._function, self._address, 0)
@@ -168,3 +197,44 @@ class Prepared:
         config.sharedMemBytes = self._shared
         config.attrs, config.numAttrs = [attribute], 1
         return config
+
+
+class _Map:
+    """A matrix as the tensor memory accelerator is told of it: made anew when its address changes."""
+
+    def __init__(self, kernel: str, kind: re.Match, tiles: Tiles, index: int) -> None:
+        self._about = f"{kernel}: tensor {tiles.tensor!r} [{tiles.rows}, {tiles.columns}]"
+        self._tiles, self._index, self._address = tiles, index, 0
+        self._dtype, self._box, self._swizzle = kind[1], (int(kind[3]), int(kind[2])), SWIZZLES[int(kind[4])]
+        self._row = tiles.columns * DESCRIBED[self._dtype][1]
+        if self._row % 16 or tiles.rows < 1:
+            raise ValueError(f"{self._about} in {self._dtype}: tiles need a row, and rows of a multiple of 16 bytes")
+        room = (ctypes.c_uint8 * (DESCRIPTOR + DESCRIPTOR_ALIGNMENT))()
+        start = -ctypes.addressof(room) % DESCRIPTOR_ALIGNMENT
+        self._bytes = (ctypes.c_uint8 * DESCRIPTOR).from_buffer(room, start)
+        sizes = (ctypes.c_int32(tiles.rows), ctypes.c_int32(tiles.columns))
+        self.values = [self._bytes, *sizes, ctypes.c_int64(tiles.columns), ctypes.c_int64(1)]  # PARAMETERS of them
+
+    def point(self, addresses: Sequence[int]) -> None:
+        """Let it be the matrix at its tensor's address."""
+        address = addresses[self._index]
+        if address == self._address:
+            return
+        if address & 15:
+            raise ValueError(f"{self._about} is at {address:#x}, not a multiple of 16")
+        cuda, (name, _) = driver(), DESCRIBED[self._dtype]
+        u32, u64 = cuda.cuuint32_t, cuda.cuuint64_t
+        made = check(
+            cuda.cuTensorMapEncodeTiled(
+                getattr(cuda.CUtensorMapDataType, f"CU_TENSOR_MAP_DATA_TYPE_{name}"), 2, address,
+                [u64(self._tiles.columns), u64(self._tiles.rows)], [u64(self._row)],
+                [u32(size) for size in self._box], [u32(1), u32(1)],
+                cuda.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
+                getattr(cuda.CUtensorMapSwizzle, f"CU_TENSOR_MAP_SWIZZLE_{self._swizzle}"),
+                cuda.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+                cuda.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            ),
+            f"describing {self._about} by tiles",
+        )  # fmt: skip
+        ctypes.memmove(self._bytes, int(made.getPtr()), DESCRIPTOR)
+        self._address = address

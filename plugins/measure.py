@@ -160,15 +160,18 @@ def main(
     parser.add_argument("--only", nargs="+", default=[], help="cases whose names have all these words, as base 1x128")
     parser.add_argument("--without", nargs="+", default=[], help="cases whose names have none of these, as int8")
     parser.add_argument("--few-tokens", type=int, help="up to how many our products are taken; nothing is written")
+    parser.add_argument("--large-tokens", type=int, help="from how many on they are, again; nothing is written")
     settings = parser.parse_args()
     tunings = [{}, *sweep] if settings.sweep else [{}]
-    if settings.few_tokens is not None:
-        limits = legs.part(op, "plugin")
-        for name in (name for name in vars(limits) if name.startswith("FEW_TOKENS")):
-            setattr(limits, name, settings.few_tokens)
+    changed = {"FEW_TOKENS": settings.few_tokens, "LARGE_TOKENS": settings.large_tokens}
+    changed = {name: limit for name, limit in changed.items() if limit is not None}
+    limits = legs.part(op, "plugin")
+    for start, limit in changed.items():
+        for name in (name for name in vars(limits) if name.startswith(start)):
+            setattr(limits, name, limit)
     rows = measure(op, moved, done, tunings, settings.dtypes, also, settings.only, settings.without)
     out = settings.out or Path(__file__).parent / plugins.OPS[op] / "results.csv"
-    if not settings.sweep and settings.few_tokens is None:
+    if not settings.sweep and not changed:
         write_rows(out, rows)
     metrics = {f"{row['case']} {row['dtype']} {row['tuning']}".strip(): float(row["p50_us"]) for row in rows}
     print(json.dumps({"command": parser.prog, "out": str(out), "metrics": metrics}))

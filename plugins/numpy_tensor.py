@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ import numpy as np
 
 from plugins import formats
 from plugins.compile import SHORT, Variant
-from plugins.launch import Launch
+from plugins.launch import TENSOR_DESCRIPTOR, Launch, Tiles
 
 NAMES: dict[Any, str] = {dtype: name for name, dtype in formats.DTYPES.items()}  # where numpy has another name
 GUARD = 256  # bytes before and after each tensor; a multiple of 16, so that tensors stay aligned
@@ -53,7 +53,8 @@ def run_interpreted(jobs: Sequence[Job]) -> list[dict[str, np.ndarray]]:
                 variant = job.variants[launch.kernel]
                 launches.append({
                     "module": variant.module, "function": variant.function, "constants": dict(variant.constants),
-                    "grid": launch.grid, "arguments": launch.arguments, "signature": list(variant.signature),
+                    "grid": launch.grid, "signature": dict(variant.signature),
+                    "arguments": [asdict(a) if isinstance(a, Tiles) else a for a in launch.arguments],
                 })  # fmt: skip
             about.append({"launches": launches, "dtypes": {name: t.dtype.name for name, t in job.tensors.items()}})
         np.savez(Path(folder) / "before.npz", **arrays)
@@ -72,13 +73,19 @@ def run_interpreted(jobs: Sequence[Job]) -> list[dict[str, np.ndarray]]:
             ]
 
 
+class _Dtype(str):
+    """Triton's name of a dtype, which a tensor descriptor asks for its bytes."""
+
+    itemsize = property(lambda self: 1 if self in ("i8", "fp8e4nv") else int(self[-2:]) // 8)
+
+
 class NumpyTensor:
     """The few methods of a torch tensor that the interpreter calls, over a numpy array."""
 
     def __init__(self, array: np.ndarray | None) -> None:
         self.array: Any = array
 
-    dtype = property(lambda self: SHORT[NAMES.get(self.array.dtype) or self.array.dtype.name])
+    dtype = property(lambda self: _Dtype(SHORT[NAMES.get(self.array.dtype) or self.array.dtype.name]))
     shape = property(lambda self: self.array.shape)
     device = "cpu"
 
@@ -160,6 +167,20 @@ def _mend_small_floats() -> None:
     interpreter.InterpreterBuilder.create_dot = create_dot
 
 
+def _argument(tensors: Mapping[str, np.ndarray], kind: str, given: Any) -> Any:
+    """An argument as the interpreter takes it: a number, a tensor by its name, or `Tiles` of one."""
+    if isinstance(given, str):
+        return NumpyTensor(tensors[given])
+    if not isinstance(given, dict):
+        return given
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    matrix = TENSOR_DESCRIPTOR.fullmatch(kind)
+    assert matrix
+    base, shape = NumpyTensor(tensors[given["tensor"]]), [given["rows"], given["columns"]]
+    return TensorDescriptor(base, shape, [given["columns"], 1], [int(matrix[2]), int(matrix[3])])
+
+
 def _main(folder: Path) -> None:
     _mend_small_floats()
     jobs = json.loads((folder / "jobs.json").read_text(encoding="utf-8"))
@@ -171,9 +192,9 @@ def _main(folder: Path) -> None:
                 tensors[name], buffers[name] = _guarded(before[f"{index}/{name}"].view(np.dtype(dtype)))
             for launch in job["launches"]:
                 function = getattr(importlib.import_module(launch["module"]), launch["function"])
-                given = [NumpyTensor(tensors[a]) if isinstance(a, str) else a for a in launch["arguments"]]
+                pairs = zip(launch["signature"].items(), launch["arguments"], strict=True)
+                arguments = {name: _argument(tensors, kind, given) for (name, kind), given in pairs}
                 if all(launch["grid"]):
-                    arguments = dict(zip(launch["signature"], given, strict=True))
                     function[tuple(launch["grid"])](**arguments, **launch["constants"])
             for name, tensor in tensors.items():
                 after[f"{index}/{name}"] = tensor.view(_stored(tensor.dtype))

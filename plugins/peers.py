@@ -69,7 +69,7 @@ def call(torch: Any, op: str, case: Any, given: Mapping[str, Any]) -> Callable[[
         "skip_layer_norm": lambda: norm(g["x"] + g["bias"] + g["residual"]),
         "embed_layer_norm": embed,
         "linear": lambda: functional.linear(g["x"], weight, g["bias"]),
-        "linear_gelu": lambda: functional.gelu(functional.linear(g["x"], weight, g["bias"]), approximate="tanh"),
+        "linear_gelu": lambda: functional.gelu(functional.linear(g["x"], weight, g["bias"]), **case.attributes),
         "linear_skip_layer_norm": lambda: norm(functional.linear(g["x"], weight, g["bias"]) + g["residual"]),
         "attention": attend,
         "linear8": product8,

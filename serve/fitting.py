@@ -5,6 +5,7 @@ whatever differs would be a wrong answer or a crash inside the library. The file
 """
 
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 # Files of a plugin's folder that no engine runs; all the others decide what one computes, or how it is called.
 BESIDE = ("__init__.py", "bench.py", "cases.py", "reference.py")
+FROM_PLUGIN = re.compile(r"^from plugins\.(\w+)", re.MULTILINE)  # a plugin that another one's code is built on
 
 
 class MisfitError(UserError):
@@ -78,17 +80,24 @@ def take_choices(manifest: Manifest, gpu_name: str) -> str:
 
 
 def source_hash(plugin: str) -> str:
-    """SHA-256 of what a plugin's folder contributes to an engine: its Python files but BESIDE and tests."""
+    """SHA-256 of what a plugin contributes to an engine: the Python files of its folder, but BESIDE and tests, and of
+    those folders whose code they import."""
     digest = hashlib.sha256()
     for path in _sources(plugin):
-        digest.update(f"{path.name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+        digest.update(f"{path.parent.name}/{path.name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     return digest.hexdigest()
 
 
 def _sources(plugin: str) -> list[Path]:
-    folder = Path(plugins.__file__).parent / plugin
-    files = sorted(folder.glob("*.py"))
-    return [path for path in files if path.name not in BESIDE and not path.name.startswith("test_")]
+    found: dict[str, list[Path]] = {}
+    wanted = {plugin}
+    while wanted:
+        folder = Path(plugins.__file__).parent / (name := wanted.pop())
+        files = [path for path in folder.glob("*.py") if path.name not in BESIDE and not path.name.startswith("test_")]
+        found[name] = files
+        imported = {match[1] for path in files for match in FROM_PLUGIN.finditer(path.read_text(encoding="utf-8"))}
+        wanted |= (imported & set(plugins.PLUGINS)) - set(found)
+    return sorted(path for files in found.values() for path in files)
 
 
 def _expect_sources(manifest: Manifest) -> None:

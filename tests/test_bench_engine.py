@@ -92,7 +92,11 @@ def test_plans_are_built_with_exactly_the_plugins_of_a_variant(encoder):
     trt = tensorrt_flavour.load("tensorrt_rtx")
     some = ("attention", "gelu")
     for variant, shape, layers in (
-        (PACKED, None, {"embed_layer_norm": 1, "attention": 2, "gelu": 2, "linear": 4, "linear_skip_layer_norm": 4}),
+        (
+            PACKED,
+            None,
+            {"embed_layer_norm": 1, "attention": 2, "linear": 2, "linear_gelu": 2, "linear_skip_layer_norm": 4},
+        ),
         (
             EIGHT[0],
             None,

@@ -269,3 +269,14 @@ def test_a_plugins_hash_is_of_what_engines_run(tmp_path, monkeypatch):
         (place / "gelu" / name).write_text("# changed")
         seen.add(fitting.source_hash("gelu"))
     assert len(seen) == 5
+
+
+def test_a_plugins_hash_is_of_the_plugins_that_its_code_imports_too(tmp_path, monkeypatch):
+    place = tmp_path / "plugins"
+    for name in ("gelu", "linear", "linear8", "attention"):
+        shutil.copytree(Path(plugins.__file__).parent / name, place / name)
+    monkeypatch.setattr(plugins, "__file__", str(place / "__init__.py"))
+    before = {name: fitting.source_hash(name) for name in ("gelu", "linear", "linear8", "attention")}
+    (place / "gelu" / "kernel.py").write_text("# changed")  # linear's erf form is built on it, and linear8 on linear
+    changed = {name for name, digest in before.items() if fitting.source_hash(name) != digest}
+    assert changed == {"gelu", "linear", "linear8"}

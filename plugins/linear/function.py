@@ -11,21 +11,22 @@ def build(dtype: int) -> onnx.FunctionProto:
     return _function("linear", [])
 
 
-def build_linear_gelu(dtype: int) -> onnx.FunctionProto:
-    """`retort.linear_gelu`: the tanh form of GELU over it. The sum is rounded to A, GELU itself is float32."""
-    return _function("linear_gelu", [
+def build_linear_gelu(dtype: int, *, approximate: str = "tanh") -> onnx.FunctionProto:
+    """`retort.linear_gelu`: GELU over it, "tanh" or "none" (erf). The sum is rounded to A, GELU itself is float32."""
+    after = [
         helper.make_node("Cast", ["sum"], ["sum32"], to=TensorProto.FLOAT),
-        helper.make_node("Gelu", ["sum32"], ["gelu32"], approximate="tanh"),
+        helper.make_node("Gelu", ["sum32"], ["gelu32"], approximate=approximate),
         helper.make_node("Cast", ["gelu32"], ["y"], to=dtype),
-    ])  # fmt: skip
+    ]
+    return _function("linear_gelu", after, "approximate")
 
 
-def _function(name: str, after: list[onnx.NodeProto]) -> onnx.FunctionProto:
+def _function(name: str, after: list[onnx.NodeProto], *attributes: str) -> onnx.FunctionProto:
     nodes = [
         helper.make_node("MatMul", ["x", "weight"], ["product"]),
         helper.make_node("Add", ["product", "bias"], ["sum" if after else "y"]),
     ]
     return helper.make_function(
         DOMAIN, name, ["x", "weight", "bias"], ["y"], nodes + after, [helper.make_opsetid("", 20)],
-        attributes=["plugin_namespace", "plugin_version"],
+        attributes=[*attributes, "plugin_namespace", "plugin_version"],
     )  # fmt: skip

@@ -1,8 +1,8 @@
 """A matrix product with a bias, and with GELU after it: two operators, because a function has one body per name."""
 
-import math
-
 import numpy as np
+
+from plugins.gelu.reference import gelu
 
 
 def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
@@ -12,11 +12,6 @@ def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
     return x @ weight + bias
 
 
-def linear_gelu(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
-    """GELU of linear(x, weight, bias) in its tanh form (Hendrycks & Gimpel 2016, arXiv 1606.08415)."""
-    return gelu_tanh(linear(x, weight, bias))
-
-
-def gelu_tanh(z: np.ndarray) -> np.ndarray:
-    """In the dtype of z, any shape."""
-    return z * (1 + np.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3))) / 2
+def linear_gelu(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, *, approximate: str = "tanh") -> np.ndarray:
+    """GELU of it, "tanh" or "none" (erf)."""
+    return gelu(linear(x, weight, bias), approximate=approximate)

@@ -35,6 +35,7 @@ USUAL = [
     Case("int8", "the same by our kernel", (24,), 32, 48, "int8"),
     Case("int8 channels", "a scale for each output; K ends within a block", (37,), 208, 96, "int8", channels=True),
     Case("int8 padded", "rows have two axes; M ends within a block", (3, 5), 64, 80, "int8"),
+    Case("many", "several tiles each way; rows, K and M end within the last ones", (300,), 208, 272),
     Case("int8 many", "the kernel for many tokens, several blocks each way", (150,), 80, 144, "int8", channels=True),
 ]
 CASES = [

@@ -3,7 +3,8 @@ float8 where cuBLASLt has none.
 
 cuBLASLt multiplies int8 into int32 or int8, without bias, GELU or a scale for each output; writing int32 sums to memory
 and reading them again would cost what int8 saves. So `linear8_kernel` does it in one piece. float8 is cuBLASLt's for
-many tokens; for few it starts too late, and `float8_kernel` is `plugins/linear/kernel.py` for 8 bits.
+many tokens; for few it starts too late, and `float8_kernel` is `plugins/linear/kernel.py` for 8 bits. From 9.0 on
+`plugins/linear/large.py` takes what has many tokens in int8, and in float8 what has GELU and float8 after it.
 """
 
 import triton
@@ -12,6 +13,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from plugins import formats
 from plugins.compile import SHORT, Sizes, Variant
+from plugins.linear import large
 from plugins.linear8.plugin import after_name, kernel_name
 
 # ruff: noqa: N803 - compile-time constants are written in capitals
@@ -232,6 +234,10 @@ def variants(
             )
         )  # fmt: skip
 
+    if format == "int8" or to_8:
+        called = kernel_name(op, approximate, inputs, outputs, "large", dtype, format)
+        dtypes = {"x": SHORT[format], "a": SHORT[dtype], "y": SHORT[format if to_8 else dtype]}
+        found.append(large.variant(called, inputs, outputs, **dtypes, gelu=gelu, most=formats.MOST[format] * to_8))
     if format == "int8":
         function = "linear8_to_int8_kernel" if to_8 else "linear8_kernel"
         signature = tensors | ({"inverse_scale_ptr": "*fp32"} if to_8 else {}) | result

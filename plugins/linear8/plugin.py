@@ -1,22 +1,28 @@
-"""linear8 and its kin for TensorRT: float8 by cuBLASLt or for few tokens by our kernel, int8 by ours alone."""
+"""linear8 and its kin for TensorRT: float8 by cuBLASLt, or by our kernels for few tokens and for many with GELU and
+float8 after them; int8 by ours alone."""
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import ClassVar
 
 from plugins import formats
 from plugins.launch import Launch, Prepared
+from plugins.linear import large
 from plugins.linear.matmul import WORKSPACE
 from plugins.linear8.matmul8 import Matmul8, Product8, or_else
 from plugins.registration import Plugin, Run
 
 AFTER = {"linear8": "sum", "linear8_gelu": "gelu", "linear8_gelu8": "gelu8"}  # an operator in its kernels' names
 FEW_TOKENS = 128  # up to which our kernel is the faster one in float8, where there is one for the weight
+# From how many on `plugins/linear/large.py` is, from 9.0 on, where float8 is to be written: faster than cuBLASLt and a
+# kernel after it, which the erf form and a scale for each output need, and than cuBLASLt alone.
+LARGE_TOKENS_APART = 512
+LARGE_TOKENS = 2048
 
 
 def kernel_name(op: str, approximate: str, inputs: int, outputs: int, kind: str, dtype: str, format: str) -> str:
-    """What the kernel for a weight [outputs, inputs] is called; kind: "few", of int8 "tall" and "wide"."""
+    """What the kernel for a weight [outputs, inputs] is called; kind: "few" or "large", of int8 also "tall", "wide"."""
     after = AFTER[op] + ("_erf" if op == "linear8_gelu8" and approximate == "none" else "")
     return f"linear8-{after}-{inputs}x{outputs}-{kind}-{dtype}-{format}"
 
@@ -43,7 +49,7 @@ class Linear8(Plugin):
         product = self.product(shapes, dtype)
         if not product.tokens:
             return lambda stream, addresses, workspace: None
-        if self.values["format"] == "int8" or self.has_few(product):
+        if self.values["format"] == "int8" or self.ours(product, self.kernels or ()):
             return super().prepare(shapes, dtype)
         return self.by_cublaslt(product)
 
@@ -71,9 +77,18 @@ class Linear8(Plugin):
             float8_out=self.outputs["y"] == "Q",
         )  # fmt: skip
 
-    def has_few(self, product: Product8) -> bool:
-        """Whether our own float8 product is to be taken."""
-        return product.tokens <= FEW_TOKENS and self.kernel(product, "few") in (self.kernels or ())
+    def ours(self, product: Product8, kernels: Container[str]) -> str:
+        """The name of our kernel that is to be taken, of those that there are; "" where cuBLASLt is."""
+        few, large = (self.kernel(product, kind) for kind in ("few", "large"))
+        if self.values["format"] == "int8":
+            wide = large if large in kernels else self.kernel(product, "wide")
+            return self.kernel(product, "tall") if product.tokens <= 128 else wide
+        if product.tokens <= FEW_TOKENS and few in kernels:
+            return few
+        return large if product.tokens >= self.large_tokens(product) and large in kernels else ""
+
+    def large_tokens(self, product: Product8) -> int:
+        return LARGE_TOKENS
 
     def kernel(self, product: Product8, kind: str) -> str:
         sizes = (product.inputs, product.outputs)
@@ -82,19 +97,21 @@ class Linear8(Plugin):
         )
 
     def launches(self, shapes: Mapping, dtype: str, kernels: Mapping) -> list[Launch]:
-        """int8, or float8 for few tokens."""
+        """int8, or float8 for few tokens and for many."""
         product = self.product(shapes, dtype)
         if not product.tokens:
             return []
         if product.tokens * max(product.inputs, product.outputs) >= 2**31:
             raise ValueError(f"{self.op}: {product.tokens} tokens are too many; make smaller batches")
-        float8 = self.values["format"] == "float8"
-        kernel = self.kernel(product, "few" if float8 else "tall" if product.tokens <= 128 else "wide")
+        float8, to_8 = self.values["format"] == "float8", "inverse_scale" in self.inputs
+        kernel, each = self.ours(product, kernels), int(product.channels)  # how far apart the scales of two outputs are
+        if kernel == self.kernel(product, "large"):
+            sizes = (product.tokens, product.inputs, product.outputs)
+            return [large.launch(kernel, *sizes, eight=True, each=each, to_8=to_8)]
         rows, columns = kernels[kernel].constants["BLOCK_T"], kernels[kernel].constants["BLOCK_M"]
         grid = (-(-product.outputs // columns), -(-product.tokens // rows))
-        each = int(product.channels)  # how far apart the scales of two outputs are
         # A float8 kernel has a place for an inverse scale even where there is none: the scale stands for it, unread.
-        unread = ("scale",) if float8 and "inverse_scale" not in self.inputs else ()
+        unread = ("scale",) if float8 and not to_8 else ()
         return [Launch(kernel, grid, (*self.inputs, *unread, "y", product.tokens, each))]
 
 
@@ -116,8 +133,15 @@ class Linear8Gelu8(Linear8):
         between = 2 * math.prod(shapes["y"])  # bytes of the sums in A, where they go through memory
         return super().workspace(shapes, dtype) and WORKSPACE + between
 
+    def large_tokens(self, product: Product8) -> int:
+        return LARGE_TOKENS_APART if self._apart(product) else LARGE_TOKENS
+
+    def _apart(self, product: Product8) -> bool:
+        """Whether cuBLASLt has no epilogue for it."""
+        return product.channels or self.values["approximate"] == "none"
+
     def by_cublaslt(self, product: Product8) -> Run:
-        if product.channels or self.values["approximate"] == "none":  # for which it has no epilogue
+        if self._apart(product):
             return self._in_two_steps(product)
         usual = super().by_cublaslt
         what = "bias, GELU and float8 are a kernel of their own there"

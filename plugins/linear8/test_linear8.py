@@ -241,7 +241,8 @@ def test_the_int8_kernels_fit_into_shared_memory(arch):
     made = legs.variants("linear8", CASE["int8 many"], {"weight": (768, 768)}, "float16")
     found = compile_set(list(made.values()), arch)
     assert all(kernel.shared <= (163 << 10) for kernel in found.values())
-    assert {name.split("-")[3] for name in found} == {"tall", "wide"}
+    assert all(kernel.shared < (228 << 9) - 1024 for name, kernel in found.items() if "-large-" in name)  # two at once
+    assert {name.split("-")[3] for name in found} == {"tall", "wide", *["large"] * (arch >= 90)}
 
 
 def test_few_tokens_take_our_float8_kernel_where_its_blocks_fit(monkeypatch):
