@@ -28,26 +28,12 @@ from plugins.device import Device
 COLD_BYTES = 256 << 20  # what the copies take together: five times an H100's L2
 MOST_COPIES = 512
 SAMPLES = 100
-# Dense 16-bit multiply-adds with float32 accumulation, as operations per clock and multiprocessor: NVIDIA's data sheets
-# (T4, A100, A10, L40S, H100, B200) divided by multiprocessors and clock. GeForce cards reach half of 8.6, 8.9 and 12.x.
-OPERATIONS = {75: 1024, 80: 2048, 86: 1024, 89: 1024, 90: 4096, 100: 8192, 120: 1024, 121: 1024}
 COLUMNS = ("case", "dtype", "tuning", "p20_us", "p50_us", "p80_us", "gb_per_s", "peak_gb_per_s", "percent_of_bandwidth",
            "tflop_per_s", "peak_tflop_per_s", "percent_of_arithmetic", "torch_p50_us", "gpu", "driver_cuda", "triton",
            "torch", "date")  # fmt: skip
 
 Moved = Callable[[Mapping[str, tuple[int, ...]], int], float]  # (shapes of inputs and y, bytes of an A) -> bytes moved
 Done = Callable[[Mapping[str, tuple[int, ...]], Any], float]  # (those shapes, the case) -> multiplications + additions
-
-
-def bandwidth(device: Device) -> float:
-    """Peak of the GPU's memory, bytes per second: clock x bus width, twice per clock."""
-    return device.attribute("MEMORY_CLOCK_RATE") * 1e3 * device.attribute("GLOBAL_MEMORY_BUS_WIDTH") / 8 * 2
-
-
-def arithmetic(device: Device) -> float:
-    """Peak of its 16-bit matrix units at the highest clock, operations per second; nan where we have no figure."""
-    per_clock = OPERATIONS.get(device.architecture, float("nan"))
-    return per_clock * device.attribute("MULTIPROCESSOR_COUNT") * device.attribute("CLOCK_RATE") * 1e3
 
 
 def time_case(

@@ -16,11 +16,7 @@ def profile(session: Session, config: Any) -> dict:
     """Print a table for each batch and length; returns {"32 x 128": {op: microseconds}}."""
     if session.runtime != "tensorrt":
         raise UserError(f"--profile is for plugins on a GPU, and this is {session.why}")
-    from plugins import measure  # what it imports is more than serving needs
-    from plugins.device import Device
-
-    with Device() as device:
-        peaks = _or_nan(measure.bandwidth, device), _or_nan(measure.arithmetic, device)
+    peaks = measured_peaks()
     found: dict[str, dict[str, float]] = {}
     for length, count in itertools.product(config.lengths, config.batches):
         ids = np.random.default_rng(config.seed).integers(0, session.manifest.sizes["vocabulary"], (count, length))
@@ -39,7 +35,7 @@ def table(title: str, rows: list, peaks: tuple[float, float]) -> dict[str, float
     """Print `plugins.profile.Row`s, nan as a dash; returns op -> microseconds of those that were timed."""
     total = sum(row.microseconds for row in rows if not math.isnan(row.microseconds))
     print(f"\n{title}: {total:,.0f} us in plain runs; floors are those of {peaks[0] / 1e12:.1f} TB/s and "
-          f"{peaks[1] / 1e12:.0f} TFLOP/s, 16 bits, the GPU's data sheet")  # fmt: skip
+          f"{peaks[1] / 1e12:.0f} TFLOP/s, 16 bits, just measured")  # fmt: skip
     print(f"{'operator':24} calls   us a run   share   floor us  of floor  shapes")
     found: dict[str, float] = {}
     for row in rows:
@@ -56,9 +52,19 @@ def _share(part: float, whole: float) -> str:
     return f"{part / whole if whole > 0 else math.nan:8.1%}"
 
 
+def measured_peaks() -> tuple[float, float]:
+    """Bytes and operations of 16 bits a second that this GPU reaches, before anything is profiled."""
+    from plugins import peaks  # what it imports is more than serving needs
+    from plugins.device import Device
+
+    with Device() as device:
+        return _or_nan(peaks.bytes_per_s, device), _or_nan(lambda on: peaks.operations_per_s(on, "float16"), device)
+
+
 def _or_nan(ask: Callable[[Any], float], device: Any) -> float:
-    """A GPU's limit; one that it does not tell costs the floors, not the times."""
+    """A GPU's limit; one that cannot be measured costs the floors, not the times."""
     try:
         return ask(device)
-    except (RuntimeError, AttributeError):
+    except (RuntimeError, AttributeError) as error:
+        print(f"a limit of this GPU is not known: {error}")
         return math.nan

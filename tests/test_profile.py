@@ -1,10 +1,11 @@
 """A profile adds up what each operator took, and knows what it could not do without."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
 
-from plugins import plugin, profile, registration, tensorrt_flavour
+from plugins import device, peaks, plugin, profile, registration, tensorrt_flavour
 from plugins.profile import moved, operations, recording
 from serve import bench_profile
 
@@ -95,6 +96,27 @@ def test_what_cannot_be_timed_or_has_no_floor_costs_its_own_cell_alone(monkeypat
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].startswith("1 x 8: 11,500 us")
     assert sum("-" in line.split("[")[0] for line in lines[3:]) == 5
+
+
+def test_the_floors_are_those_of_measured_peaks_and_one_that_fails_is_not_known(monkeypatch, capsys):
+    class Gpu:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+    def fails(on, dtype):
+        assert (type(on), dtype) == (Gpu, "float16")
+        raise RuntimeError("no such product")
+
+    monkeypatch.setattr(device, "Device", Gpu)
+    monkeypatch.setattr(peaks, "bytes_per_s", lambda on: 4e12)
+    monkeypatch.setattr(peaks, "operations_per_s", fails)
+    known, unknown = bench_profile.measured_peaks()
+    assert known == 4e12
+    assert math.isnan(unknown)
+    assert "not known: no such product" in capsys.readouterr().out
 
 
 def test_bytes_are_those_that_must_be_moved_and_operations_those_of_the_products():
