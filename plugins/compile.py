@@ -65,7 +65,7 @@ class Variant:
     aligned: tuple[str, ...] = ()  # pointers that are multiples of 16; a launch with another one is refused
     num_warps: int = 4
     num_stages: int = 2  # at most; fewer where the architecture's shared memory holds no more
-    least: int = 0  # the first architecture that it is for
+    only: tuple[int, ...] = ()  # the architectures that it is for, where not for all
 
 
 def needed(sizes: Sizes, dtype: str, names: Collection[str] = tuple(PLUGINS)) -> list[Variant]:
@@ -82,7 +82,7 @@ def needed(sizes: Sizes, dtype: str, names: Collection[str] = tuple(PLUGINS)) ->
 
 def compile_set(variants: Collection[Variant], arch: int) -> KernelSet:
     """All of them that are for one architecture."""
-    made = [compile_kernel(variant, arch) for variant in variants if arch >= variant.least]
+    made = [compile_kernel(variant, arch) for variant in variants if not variant.only or arch in variant.only]
     return KernelSet.of(made, where="the compiled set")
 
 
@@ -176,7 +176,7 @@ def _kinds(variant: Variant, tiles: Sequence[Mapping]) -> tuple[str, ...]:
     for kind in variant.signature.values():
         if match := TENSOR_DESCRIPTOR.fullmatch(kind):
             if not left:
-                raise ValueError(f"{variant.name}: tiles are for sm_{TILING} and later; say so by least={TILING}")
+                raise ValueError(f"{variant.name}: tiles are for sm_{TILING} and later; say so by `only`")
             about = left.pop(0)
             rows, columns = about["block_size"]
             kind = f"tiles<{match[1]}[{rows},{columns}],{about['swizzle']}>"

@@ -78,8 +78,9 @@ def variants(
     stages: int = 4,
 ) -> list[Variant]:
     """The kernels for a weight of this shape, shapes["weight"] [K, M]: for few tokens where its blocks divide K and M,
-    and for the erf form of GELU (approximate "none") what cuBLASLt lacks: one for many tokens, from 9.0 on, and GELU
-    alone. approximate: "" for none at all. The last five are for benches, to try others.
+    and for the erf form of GELU (approximate "none") what cuBLASLt lacks: one for many tokens, and GELU alone.
+
+    approximate: "" for no GELU. The last five are for benches, to try others.
     """
     inputs, outputs = shapes["weight"]
     found = []

@@ -139,7 +139,7 @@ def test_our_kernel_takes_few_tokens_and_cublaslt_many(model, monkeypatch):
 def test_the_kernel_fits_into_the_shared_memory_of_old_and_new(arch):
     for form in ("tanh", "none"):
         for variant in kernel.needed(Sizes(384, 12, 32, 1536, "packed", form), "float16"):
-            if arch >= variant.least:
+            if not variant.only or arch in variant.only:
                 made = compile_kernel(variant, arch)
                 assert made.shared <= SHARED[arch] << 10
                 assert made.overlaps == (arch >= 90)

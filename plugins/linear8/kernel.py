@@ -3,7 +3,7 @@ float8 where cuBLASLt has none.
 
 cuBLASLt multiplies int8 into int32 or int8, without bias, GELU or a scale for each output; writing int32 sums to memory
 and reading them again would cost what int8 saves. So `linear8_kernel` does it in one piece. float8 is cuBLASLt's for
-many tokens; for few it starts too late, and `float8_kernel` is `plugins/linear/kernel.py` for 8 bits. From 9.0 on
+many tokens; for few it starts too late, and `float8_kernel` is `plugins/linear/kernel.py` for 8 bits. On 9.0 and 10.0
 `plugins/linear/large.py` takes what has many tokens in int8, and in float8 what has GELU and float8 after it.
 """
 

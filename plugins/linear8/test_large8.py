@@ -64,7 +64,7 @@ def test_many_tokens_take_our_kernel_where_it_is_the_faster_one(monkeypatch):
 def test_the_launched_product_of_many_tokens_is_the_reference(op, case, dtype, old, monkeypatch):
     for name in ("FEW_TOKENS", "LARGE_TOKENS", "LARGE_TOKENS_APART"):
         monkeypatch.setattr(plugins_of, name, 0)
-    monkeypatch.setattr(large, "TILING", 999 if old else 90)
+    monkeypatch.setattr(large, "ARCHITECTURES", (1,) if old else large.ARCHITECTURES)
     given = legs.inputs(op, case, dtype)
     with Device() as device:
         legs.assert_case_right(op, case, legs.launched(device, op, case, given, dtype), given, dtype, **ON_GPU)
