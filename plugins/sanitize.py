@@ -9,9 +9,12 @@ references, too. Exit code 1 if one is wrong; the last line is JSON.
 """
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 import plugins
 from configs.errors import UserError
@@ -38,35 +41,52 @@ def compile_all(ops: list[str], arch: int) -> int:
 
 
 def launch_all(ops: list[str]) -> list[str]:
-    """Launch all cases on the current GPU; gives a sentence for every wrong result."""
+    """Launch all cases on the current GPU, those of an operator that has a kernel for many tokens with that one, too;
+    gives a sentence for every wrong result."""
     wrong = []
-    for op, many in ((op, many) for op in ops for many in (False, True)):
-        if many and not _take_kernels_of_many_tokens(op):
-            continue
-        for case in legs.cases(op):
-            for dtype in DTYPES:
-                given = legs.inputs(op, case, dtype)
-                if not legs.variants(op, case, legs.shapes(op, case, given), dtype):
-                    continue  # a library computes it
-                with Device() as device:
-                    result = legs.launched(device, op, case, given, dtype)
-                what = f"{op}, case {case.name!r}, {dtype}{', as of many tokens' * many}"
-                try:
-                    allowance = getattr(legs.part(op, "cases"), "ON_GPU", {})
-                    legs.assert_case_right(op, case, result, given, dtype, what, **allowance)
-                except AssertionError as error:
-                    wrong.append(str(error))
-                print(f"{'WRONG' if wrong and what in wrong[-1] else 'right'}  {what}", flush=True)
+    for op in ops:
+        for many in (False, True) if _limits(op) else (False,):
+            with _limits_at_zero(op) if many else contextlib.nullcontext():
+                for case in legs.cases(op):
+                    for dtype in DTYPES:
+                        wrong += _launch(op, case, dtype, f"{op}, case {case.name!r}, {dtype}{', many tokens' * many}")
     return wrong
 
 
-def _take_kernels_of_many_tokens(op: str) -> bool:
-    """From now on the kernels that many tokens have take any number; False for an operator that has none."""
-    limits = legs.part(op, "plugin")
-    names = [name for name in vars(limits) if name.startswith(("FEW_TOKENS", "LARGE_TOKENS"))]
-    for name in names:
-        setattr(limits, name, 0)
-    return any(name.startswith("LARGE") for name in names)
+def _launch(op: str, case: Any, dtype: str, what: str) -> list[str]:
+    """A sentence if the result is wrong."""
+    given = legs.inputs(op, case, dtype)
+    if not legs.variants(op, case, legs.shapes(op, case, given), dtype):
+        return []  # a library computes it
+    with Device() as device:
+        result = legs.launched(device, op, case, given, dtype)
+    try:
+        allowance = getattr(legs.part(op, "cases"), "ON_GPU", {})
+        legs.assert_case_right(op, case, result, given, dtype, what, **allowance)
+    except AssertionError as error:
+        print(f"WRONG  {what}", flush=True)
+        return [str(error)]
+    print(f"right  {what}", flush=True)
+    return []
+
+
+def _limits(op: str) -> dict[str, int]:
+    """Up to and from how many tokens an operator takes other kernels, where it has one for many; else nothing."""
+    found = {name: value for name, value in vars(legs.part(op, "plugin")).items() if "_TOKENS" in name}
+    return found if any(name.startswith("LARGE_TOKENS") for name in found) else {}
+
+
+@contextlib.contextmanager
+def _limits_at_zero(op: str) -> Iterator[None]:
+    """Any number of tokens is many inside the block."""
+    plugin, limits = legs.part(op, "plugin"), _limits(op)
+    for name in limits:
+        setattr(plugin, name, 0)
+    try:
+        yield
+    finally:
+        for name, value in limits.items():
+            setattr(plugin, name, value)
 
 
 def main() -> int:
