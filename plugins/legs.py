@@ -153,23 +153,31 @@ def kernels(
     return compile_set(list(variants(op, case, shapes, dtype, tuning).values()), arch)
 
 
-def interpreted(
-    op: str, tasks: Sequence[tuple[Any, Mapping[str, np.ndarray], str]], without: str = "no such kernel"
+def interpreted(op: str, tasks: Sequence[tuple[Any, Mapping[str, np.ndarray], str]]) -> list[Result]:
+    """`interpreted_all` of one operator: (case, inputs, dtype)."""
+    return interpreted_all([(op, *task) for task in tasks])
+
+
+def interpreted_all(
+    tasks: Sequence[tuple[str, Any, Mapping[str, np.ndarray], str]], without: str = "no such kernel"
 ) -> list[Result]:
-    """The kernels run by Triton's interpreter for all (case, inputs, dtype), as float64. Outputs are NaN beforehand.
+    """The kernels run by Triton's interpreter for all (op, case, inputs, dtype), as float64. Outputs are NaN before.
 
     without: a word; kernels with it in their name are as if there were none.
     """
     jobs = []
-    for case, given, dtype in tasks:
+    for op, case, given, dtype in tasks:
         plugin, known = plugins.plugin(op)(case.attributes), shapes(op, case, given)
         made = {name: one for name, one in variants(op, case, known, dtype).items() if without not in name}
         tensors = dict(given) | {name: _poison(known[name], kind) for name, kind in outputs(op, case, dtype).items()}
-        if scratch := plugin.workspace(known, dtype):
-            tensors["workspace"] = np.full(-(-scratch // 4), np.nan, np.float32)
-        jobs.append(Job(plugin.launches(known, dtype, made), made, tensors))
-    names = [*plugins.plugin(op).outputs]
-    return [result([after[name].astype(np.float64) for name in names]) for after in run_interpreted(jobs)]
+        launches = plugin.launches(known, dtype, made)
+        if any("workspace" in launch.arguments for launch in launches):
+            tensors["workspace"] = np.full(-(-plugin.workspace(known, dtype) // 4), np.nan, np.float32)
+        jobs.append(Job(launches, made, tensors))
+    return [
+        result([after[name].astype(np.float64) for name in plugins.plugin(op).outputs])
+        for (op, *_), after in zip(tasks, run_interpreted(jobs), strict=True)
+    ]
 
 
 def launched(device: Device, op: str, case: Any, given: Mapping[str, np.ndarray], dtype: str) -> Result:

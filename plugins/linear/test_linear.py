@@ -110,12 +110,8 @@ def kernel_results():
 
 
 def interpreted(which):
-    found = {}
-    for op in {op for op, *_ in which}:
-        tasks = [(case, legs.inputs(op, case, dtype), dtype) for name, case, dtype in which if name == op]
-        cases = [(op, case.name, dtype) for case, _, dtype in tasks]
-        found |= dict(zip(cases, legs.interpreted(op, tasks), strict=True))
-    return found
+    results = legs.interpreted_all([(op, case, legs.inputs(op, case, dtype), dtype) for op, case, dtype in which])
+    return {(op, case.name, dtype): result for (op, case, dtype), result in zip(which, results, strict=True)}
 
 
 @pytest.mark.parametrize(("op", "case", "dtype"), FEW, ids=few_ids)

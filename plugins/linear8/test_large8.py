@@ -26,11 +26,11 @@ def results_of_many_tokens():
         for name, limit in (("FEW_TOKENS", 0), ("LARGE_TOKENS", 0), ("LARGE_TOKENS_APART", 0)):
             patch.setattr(plugins_of, name, limit)
         patch.setattr(large, "PROGRAMS", 3)
-        for op, without in ((op, without) for op in OPS for without in ("no such kernel", "-large-")):
-            mine = [(case, dtype) for name, case, dtype, old in HERE if (name, old) == (op, without == "-large-")]
-            tasks = [(case, legs.inputs(op, case, dtype), dtype) for case, dtype in mine]
-            results = legs.interpreted(op, tasks, without)
-            found |= {(op, c.name, d, without == "-large-"): r for (c, d), r in zip(mine, results, strict=True)}
+        for old, without in ((False, "no such kernel"), (True, "-large-")):
+            mine = [(op, case, dtype) for op, case, dtype, of_old in HERE if of_old == old]
+            tasks = [(op, case, legs.inputs(op, case, dtype), dtype) for op, case, dtype in mine]
+            results = legs.interpreted_all(tasks, without)
+            found |= {(op, c.name, d, old): r for (op, c, d), r in zip(mine, results, strict=True)}
     return found
 
 

@@ -41,12 +41,8 @@ def test_the_function_is_the_reference(op, case, dtype):
 
 @pytest.fixture(scope="module")
 def kernel_results():
-    found = {}
-    for op in OPS:
-        mine = [(case, dtype) for name, case, dtype in OURS if name == op]
-        results = legs.interpreted(op, [(case, legs.inputs(op, case, dtype), dtype) for case, dtype in mine])
-        found |= {(op, case.name, dtype): result for (case, dtype), result in zip(mine, results, strict=True)}
-    return found
+    results = legs.interpreted_all([(op, case, legs.inputs(op, case, dtype), dtype) for op, case, dtype in OURS])
+    return {(op, case.name, dtype): result for (op, case, dtype), result in zip(OURS, results, strict=True)}
 
 
 @pytest.mark.parametrize(("op", "case", "dtype"), OURS, ids=ids)

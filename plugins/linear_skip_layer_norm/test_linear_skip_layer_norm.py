@@ -44,14 +44,11 @@ def test_the_function_is_the_reference(case, dtype):
 
 @pytest.fixture(scope="module")
 def kernel_results():
-    found = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plugin, "WORKSPACE", 0)  # the parts' share is enough here
-        for op in {case.op for case, _ in FEW}:
-            mine = [(case, dtype) for case, dtype in FEW if case.op == op]
-            results = legs.interpreted(op, [(case, legs.inputs(op, case, dtype), dtype) for case, dtype in mine])
-            found |= {(case.name, dtype): result for (case, dtype), result in zip(mine, results, strict=True)}
-    return found
+        tasks = [(case.op, case, legs.inputs(case.op, case, dtype), dtype) for case, dtype in FEW]
+        results = legs.interpreted_all(tasks)
+    return {(case.name, dtype): result for (case, dtype), result in zip(FEW, results, strict=True)}
 
 
 @pytest.mark.parametrize(("case", "dtype"), FEW, ids=ids)
