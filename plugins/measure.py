@@ -146,11 +146,12 @@ def main(
     parser.add_argument("--only", nargs="+", default=[], help="cases whose names have all these words, as base 1x128")
     parser.add_argument("--without", nargs="+", default=[], help="cases whose names have none of these, as int8")
     parser.add_argument("--few-tokens", type=int, help="up to how many our products are taken; nothing is written")
-    parser.add_argument("--large-tokens", type=int, help="from how many on they are, again; nothing is written")
+    parser.add_argument("--large-tokens", type=int, help="from how many on they are, however many; nothing is written")
     settings = parser.parse_args()
     tunings = [{}, *sweep] if settings.sweep else [{}]
     changed = {"FEW_TOKENS": settings.few_tokens, "LARGE_TOKENS": settings.large_tokens}
     changed = {name: limit for name, limit in changed.items() if limit is not None}
+    changed |= {"LARGE_END": 1 << 40} if "LARGE_TOKENS" in changed else {}
     limits = legs.part(op, "plugin")
     for start, limit in changed.items():
         for name in (name for name in vars(limits) if name.startswith(start)):

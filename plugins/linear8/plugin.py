@@ -19,6 +19,8 @@ FEW_TOKENS = 128  # up to which our kernel is the faster one in float8, where th
 # it, which the erf form and a scale for each output need, and than cuBLASLt alone. Measured on an H200.
 LARGE_TOKENS_APART = 512
 LARGE_TOKENS = 2048
+# From how many bytes of x on cuBLASLt alone is the faster one again, without a pause between replays; why is not known.
+LARGE_END = 10 << 20
 
 
 def kernel_name(op: str, approximate: str, inputs: int, outputs: int, kind: str, dtype: str, format: str) -> str:
@@ -85,10 +87,11 @@ class Linear8(Plugin):
             return self.kernel(product, "tall") if product.tokens <= 128 else wide
         if product.tokens <= FEW_TOKENS and few in kernels:
             return few
-        return large if product.tokens >= self.large_tokens(product) and large in kernels else ""
+        return large if large in kernels and self.many(product) else ""
 
-    def large_tokens(self, product: Product8) -> int:
-        return LARGE_TOKENS
+    def many(self, product: Product8) -> bool:
+        """Whether our kernel for many tokens, where there is one for the weight, is faster than cuBLASLt."""
+        return product.tokens >= LARGE_TOKENS and product.tokens * product.inputs < LARGE_END
 
     def kernel(self, product: Product8, kind: str) -> str:
         sizes = (product.inputs, product.outputs)
@@ -133,8 +136,8 @@ class Linear8Gelu8(Linear8):
         between = 2 * math.prod(shapes["y"])  # bytes of the sums in A, where they go through memory
         return super().workspace(shapes, dtype) and WORKSPACE + between
 
-    def large_tokens(self, product: Product8) -> int:
-        return LARGE_TOKENS_APART if self._apart(product) else LARGE_TOKENS
+    def many(self, product: Product8) -> bool:
+        return product.tokens >= LARGE_TOKENS_APART if self._apart(product) else super().many(product)
 
     def _apart(self, product: Product8) -> bool:
         """Whether cuBLASLt has no epilogue for it."""

@@ -41,22 +41,26 @@ def test_our_kernels_for_many_tokens_are_the_reference(op, case, dtype, old, res
 
 
 def test_many_tokens_take_our_kernel_where_it_is_the_faster_one(monkeypatch):
-    """From fewer on where cuBLASLt would need a kernel after it."""
+    """From fewer on where cuBLASLt would need a kernel after it, and then to any number."""
     launched = []
     monkeypatch.setattr(Linear8Gelu8, "by_cublaslt", lambda *_: "cuBLASLt's")
     monkeypatch.setattr(registration.Plugin, "prepare", lambda self, shapes, dtype: launched.append(
         self.launches(shapes, dtype, self.kernels)[0].kernel.split("-")[3]
     ))  # fmt: skip
-    apart = {"few, tanh": "LARGE_TOKENS_APART", "many, erf": "LARGE_TOKENS_APART"}
-    for name, least in (*apart.items(), ("many, tanh", "LARGE_TOKENS")):
+    apart = plugins_of.LARGE_TOKENS_APART
+    for name, least, after in (
+        ("few, tanh", apart, None),
+        ("many, erf", apart, None),
+        ("many, tanh", plugins_of.LARGE_TOKENS, "cuBLASLt's"),
+    ):
         case = CASE[name]
         shapes = legs.shapes(OPS[2], case, legs.inputs(OPS[2], case, "float16"))
         kernels = legs.variants(OPS[2], case, shapes, "float16")
         made = Linear8Gelu8(case.attributes, kernels)  # pyright: ignore[reportArgumentType]
-        at = getattr(plugins_of, least)
-        for tokens, taken in ((at - 1, "cuBLASLt's"), (at, None)):
+        end = -(-plugins_of.LARGE_END // case.inputs)
+        for tokens, taken in ((least - 1, "cuBLASLt's"), (least, None), (end - 1, None), (end, after)):
             assert made.prepare(shapes | {"x": (tokens, case.inputs)}, "float16") == taken
-    assert launched == ["large"] * 3
+    assert launched == ["large"] * 8
 
 
 @pytest.mark.gpu
