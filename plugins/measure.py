@@ -149,9 +149,9 @@ def main(
     parser.add_argument("--large-tokens", type=int, help="from how many on they are, however many; nothing is written")
     settings = parser.parse_args()
     tunings = [{}, *sweep] if settings.sweep else [{}]
-    changed = {"FEW_TOKENS": settings.few_tokens, "LARGE_TOKENS": settings.large_tokens}
+    end = None if settings.large_tokens is None else 1 << 40
+    changed = {"FEW_TOKENS": settings.few_tokens, "LARGE_TOKENS": settings.large_tokens, "LARGE_END": end}
     changed = {name: limit for name, limit in changed.items() if limit is not None}
-    changed |= {"LARGE_END": 1 << 40} if "LARGE_TOKENS" in changed else {}
     limits = legs.part(op, "plugin")
     for start, limit in changed.items():
         for name in (name for name in vars(limits) if name.startswith(start)):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from plugins import legs, registration
+from plugins import legs, measure, registration
 from plugins.device import Device
 from plugins.linear import large
 from plugins.linear8 import plugin as plugins_of
@@ -72,3 +72,21 @@ def test_the_launched_product_of_many_tokens_is_the_reference(op, case, dtype, o
     given = legs.inputs(op, case, dtype)
     with Device() as device:
         legs.assert_case_right(op, case, legs.launched(device, op, case, given, dtype), given, dtype, **ON_GPU)
+
+
+def test_the_bench_takes_our_kernel_for_any_number_of_tokens_where_told_to(monkeypatch):
+    """--large-tokens 0 lifts the upper limit, too; 999999 leaves all to cuBLASLt."""
+    case = CASE["many, tanh"]
+    shapes = legs.shapes(OPS[2], case, legs.inputs(OPS[2], case, "float16"))
+    kernels = legs.variants(OPS[2], case, shapes, "float16")
+    made = Linear8Gelu8(case.attributes, kernels)  # pyright: ignore[reportArgumentType]
+    product = made.product(shapes | {"x": (2 * plugins_of.LARGE_END // case.inputs, case.inputs)}, "float16")
+    taken = []
+    monkeypatch.setattr(measure, "measure", lambda *_: taken.append(made.ours(product, kernels)) or [])
+    for name in ("LARGE_TOKENS", "LARGE_TOKENS_APART", "LARGE_END"):
+        monkeypatch.setattr(plugins_of, name, getattr(plugins_of, name))  # put back afterwards what the bench changes
+    for least in ("0", "999999"):
+        monkeypatch.setattr("sys.argv", ["bench", "--large-tokens", least])
+        measure.main(OPS[2], lambda *_: 0)
+    assert "-large-" in taken[0]
+    assert taken[1] == ""
