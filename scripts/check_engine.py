@@ -6,9 +6,9 @@ Three things are compared with the checkpoint's float32 logits of all windows of
 
     scores      EM and F1 of the whole set, with the paired bootstrap interval of the difference
     alone       every window run by itself
-    batches     2,000 random batches of mixed lengths, two under way at a time; here each window's logits are compared
-                with those that it had alone, too. Its best span must be float32's, wherever that leads by more than
-                twice the tolerance
+    batches     2,000 random batches of mixed lengths, several under way at a time; here each window's logits are
+                compared with those that it had alone, too. Its best span must be float32's, wherever that leads by more
+                than twice the tolerance
 
 The reference is Keras where TensorFlow is installed, else model.onnx on ONNX Runtime; or a file of Keras's logits that
 another machine wrote:
@@ -17,6 +17,7 @@ another machine wrote:
 """
 
 import datetime
+import itertools
 import json
 import time
 from collections.abc import Iterable, Iterator
@@ -159,15 +160,10 @@ def tolerances(config: CheckConfig, session: Session, gelu: str) -> tuple[float,
 def pipelined(
     session: Session, batches: Iterable[tuple[np.ndarray, Packed]]
 ) -> Iterator[tuple[np.ndarray, Packed, Pair]]:
-    """(rows, batch, its logits), in order; the next batch is under way while one is looked at."""
-    waiting = None
-    for rows, batch in batches:
-        ticket = session.submit(batch)
-        if waiting:
-            yield *waiting[:2], session.result(waiting[2])
-        waiting = rows, batch, ticket
-    if waiting:
-        yield *waiting[:2], session.result(waiting[2])
+    """(rows, batch, its logits), in order; further batches are under way while one is looked at."""
+    ahead, batches = itertools.tee(batches)
+    for (rows, batch), logits in zip(batches, session.stream(batch for _, batch in ahead), strict=True):
+        yield rows, batch, logits
 
 
 def windows_alone(session: Session, features: Features) -> Logits:

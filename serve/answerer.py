@@ -19,7 +19,7 @@ from data.tokenize import Tokenizer
 from heads import Head
 from serve.manifest import VOCABULARY
 from serve.packed import Packed, cut
-from serve.session import Session, Ticket
+from serve.session import Session
 
 Progress = Callable[[int, int], None]  # (windows done, windows in all)
 
@@ -88,24 +88,15 @@ class Answerer:
         """Of each of the head's outputs: float32 arrays of all windows, in the order of the features."""
         found: tuple[list, ...] = tuple([None] * len(features) for _ in self.manifest.outputs)
         lengths = features.length
-        done, under_way = 0, list[tuple[np.ndarray, Ticket]]()
-
-        def fetch() -> None:
-            nonlocal done
-            rows, ticket = under_way.pop(0)
-            for row, parts in zip(rows, self.session.split(self.session.result(ticket), lengths[rows]), strict=True):
+        groups, done = self.batches(lengths), 0
+        outputs = self.session.stream(Packed.windows(features, rows) for rows in groups)
+        for rows, logits in zip(groups, outputs, strict=True):
+            for row, parts in zip(rows, self.session.split(logits, lengths[rows]), strict=True):
                 for whole, part in zip(found, parts, strict=True):
                     whole[row] = part
             done += len(rows)
             if progress:
                 progress(done, len(features))
-
-        for rows in self.batches(lengths):
-            under_way.append((rows, self.session.submit(Packed.windows(features, rows))))
-            if len(under_way) > 1:  # while this batch is computed, the one before it is taken out
-                fetch()
-        while under_way:
-            fetch()
         return found
 
     def batches(self, lengths: Sequence[int] | np.ndarray) -> list[np.ndarray]:

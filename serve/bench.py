@@ -1,7 +1,7 @@
 """How fast an engine folder answers: `python -m serve.bench --engine DIR --data dev-v1.1.json.gz --out serve.csv`.
 
     full        random ids, every sequence as long as the row says, so nothing is padding: latency of `Session.run` from
-                host memory to host memory, and sequences a second with two batches under way
+                host memory to host memory, and sequences a second with several batches under way (`Session.stream`)
     window      --data: one window of a question at a time, from tokens to logits: batch 1 at real lengths
     question    --data: one question at a time, all of its windows in one batch; latency as a caller sees it
     all         --data: all questions over and over, in the largest batches that the engine takes

@@ -157,36 +157,22 @@ def _again(work: Callable[[], object]) -> Callable[[], Iterator[object]]:
 
 
 def _pipelined(session: Session, batches: list[Packed]) -> Callable[[], Iterator[object]]:
-    """Batches back to back, the next one submitted before the last one's logits are fetched."""
-
-    def stream() -> Iterator[object]:
-        turn = itertools.cycle(batches)
-        before = session.submit(next(turn))
-        yield None
-        while True:
-            ticket = session.submit(next(turn))
-            yield session.result(before)
-            before = ticket
-
-    return stream
+    """Batches back to back; as many are fetched between two yields as are submitted."""
+    return lambda: session.stream(itertools.cycle(batches))
 
 
 def _offline(session: Session, features: Any, groups: list[np.ndarray]) -> Callable[[], Iterator[object]]:
-    """All windows over and over, packed on the way; a piece is one pass. One batch is under way at every yield, so as
-    many are fetched between two of them as are submitted."""
-
-    def begun(rows: np.ndarray) -> tuple[np.ndarray, Any]:
-        return features.length[rows], session.submit(Packed.windows(features, rows))
+    """All windows over and over, packed on the way; a piece is one pass. As many batches are fetched between two yields
+    as are submitted."""
 
     def stream() -> Iterator[object]:
-        turn = itertools.cycle(groups)
-        lengths, ticket = begun(next(turn))
+        fetched = itertools.cycle(groups)
+        outputs = session.stream(Packed.windows(features, rows) for rows in itertools.cycle(groups))
+        session.split(next(outputs), features.length[next(fetched)])
         yield None
         while True:
             for _ in groups:
-                following = begun(next(turn))
-                session.split(session.result(ticket), lengths)
-                lengths, ticket = following
-            yield lengths
+                session.split(next(outputs), features.length[next(fetched)])
+            yield None
 
     return stream

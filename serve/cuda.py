@@ -64,10 +64,6 @@ class Cuda:
         """The event happens when all that was put on the stream so far is done."""
         self._call(self._cuda.cudaEventRecord, event, stream)
 
-    def wait(self, stream: Any, event: Any) -> None:
-        """What is put on the stream from now on begins after the event; the host goes on."""
-        self._call(self._cuda.cudaStreamWaitEvent, stream, event, 0)
-
     def synchronise(self, event: Any) -> None:
         """The host waits for the event; other threads of Python run meanwhile."""
         self._call(self._cuda.cudaEventSynchronize, event)

@@ -5,6 +5,7 @@ What TensorRT-RTX makes for a shape when it first meets it is kept in a cache on
 
 import os
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -19,9 +20,12 @@ MOST_CACHE_BYTES = 1 << 30
 
 
 class Plan:
-    """A deserialised plan with its one execution context. Not for several threads at once."""
+    """A deserialised plan with execution contexts, each with memory of its own for what lies between the layers.
 
-    def __init__(self, manifest: Manifest, fitted: Fitted) -> None:
+    What is run in different contexts may overlap on the GPU. Not for several threads at once.
+    """
+
+    def __init__(self, manifest: Manifest, fitted: Fitted, contexts: int) -> None:
         """Raises: UserError where TensorRT refuses the plan, or it is not the one that engine.json describes."""
         trt = fitted.trt
         self._log = tensorrt_flavour.logger(trt)
@@ -44,26 +48,14 @@ class Plan:
             if self._engine is None:
                 raise UserError(f"TensorRT cannot read {path}: {self._said()}; export the engine again")
             self._expect(trt, manifest)
-            self._context = self._engine.create_execution_context(self._config(trt))
-        if self._context is None:
-            raise RuntimeError(f"TensorRT made no execution context: {self._said()}")
-
-    def prepare(self, bucket: Bucket, inputs: int, outputs: int) -> None:
-        """Shapes and addresses of the next `execute`: a bucket's arrays in blocks at these addresses of the GPU."""
-        for name, (word, shape) in bucket.inputs.items():
-            self._must(self._context.set_input_shape(name, shape), f"the shape {shape} of {name}")
-            self._must(self._context.set_tensor_address(name, inputs + 4 * word), f"an address for {name}")
-        for name, (word, _) in bucket.outputs.items():
-            self._must(self._context.set_tensor_address(name, outputs + 4 * word), f"an address for {name}")
-
-    def place(self, addresses: dict[str, int]) -> None:
-        """Outputs of the next `execute` go to these addresses of the GPU instead: name -> address."""
-        for name, address in addresses.items():
-            self._must(self._context.set_tensor_address(name, address), f"an address for {name}")
-
-    def execute(self, stream: Any) -> None:
-        """Put the work on a stream."""
-        self._must(self._context.execute_async_v3(int(stream)), "to run")
+            config = self._config(trt)
+            made = [self._engine.create_execution_context(config) for _ in range(contexts)]
+        if None in made:
+            raise RuntimeError(
+                f"TensorRT made {contexts - made.count(None)} of {contexts} execution contexts: {self._said()}; "
+                "an engine exported with a smaller --max-tokens or --max-batch needs less memory"
+            )
+        self.contexts = [Context(context, self._said) for context in made]
 
     def save_cache(self) -> None:
         """Keep the kernels made so far for the next process; a full disk costs that, and nothing else."""
@@ -79,10 +71,6 @@ class Plan:
 
     def _said(self) -> str:
         return " ".join(self._log.errors[-1].split())[:300] if self._log.errors else "it gave no reason"
-
-    def _must(self, done: bool, what: str) -> None:
-        if not done:
-            raise RuntimeError(f"TensorRT refused {what}: {self._said()}")
 
     def _config(self, trt: Any) -> Any:
         config, self._cache = tensorrt_flavour.runtime_config(trt, self._engine)
@@ -113,6 +101,35 @@ class Plan:
                     f"{manifest.folder / PLAN} takes {name} from {least} to {most}, engine.json promises {bounds}; "
                     "export the engine again"
                 )
+
+
+class Context:
+    """Where a plan is run. One run after the other: the layers' memory is the same for all of them."""
+
+    def __init__(self, context: Any, said: Callable[[], str]) -> None:
+        """TensorRT's, and what tells its latest error."""
+        self._context, self._said = context, said
+
+    def prepare(self, bucket: Bucket, inputs: int, outputs: int) -> None:
+        """Shapes and addresses of the next `execute`: a bucket's arrays in blocks at these addresses of the GPU."""
+        for name, (word, shape) in bucket.inputs.items():
+            self._must(self._context.set_input_shape(name, shape), f"the shape {shape} of {name}")
+            self._must(self._context.set_tensor_address(name, inputs + 4 * word), f"an address for {name}")
+        for name, (word, _) in bucket.outputs.items():
+            self._must(self._context.set_tensor_address(name, outputs + 4 * word), f"an address for {name}")
+
+    def place(self, addresses: dict[str, int]) -> None:
+        """Outputs of the next `execute` go to these addresses of the GPU instead: name -> address."""
+        for name, address in addresses.items():
+            self._must(self._context.set_tensor_address(name, address), f"an address for {name}")
+
+    def execute(self, stream: Any) -> None:
+        """Put the work on a stream."""
+        self._must(self._context.execute_async_v3(int(stream)), "to run")
+
+    def _must(self, done: bool, what: str) -> None:
+        if not done:
+            raise RuntimeError(f"TensorRT refused {what}: {self._said()}")
 
 
 def _bounds(profile: Any, packed: bool) -> dict[str, list[tuple[int, int]]]:

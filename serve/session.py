@@ -4,15 +4,18 @@
     print(session.why)                          # ONNX Runtime 1.32 on the CPU, 2 threads, float32 (no GPU: ...)
     start_logits, end_logits = session.run(batch)   # what the engine's head gives (`manifest.outputs`)
 
-    first = session.submit(batch)               # the same in two steps: while one batch is computed, the next one is
-    second = session.submit(another)            # copied in and the previous one's logits out
+    for start_logits, end_logits in session.stream(batches): ...    # many: some are computed while the next is made
+
+    first = session.submit(batch)               # the same in two steps
+    second = session.submit(another)
     start_logits, end_logits = session.result(first)
 
 `session.close()`, or a `with` block, gives back a GPU's memory and keeps what TensorRT-RTX compiled for the next time.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from itertools import pairwise
 from pathlib import Path
@@ -43,7 +46,7 @@ class Session(ABC):
 
     runtime: ClassVar[str]
     at_once: bool = False  # `submit` returns before the batch is computed
-    slots: int = 2  # batches under way that keep the device busy: one is computed, the next one there already
+    slots: int = 2  # batches under way that keep the device busy
     device: str
     why: str
     abandoned = False  # a thread hangs in its device: closing it, even at the process's end, would hang as well
@@ -95,6 +98,20 @@ class Session(ABC):
     def run(self, batch: Packed) -> Logits:
         """The head's outputs for every token or sequence. Raises: UserError where the batch does not fit."""
         return self.result(self.submit(batch))
+
+    def stream(self, batches: Iterable[Packed]) -> Iterator[Logits]:
+        """The logits of each batch as `run` gives them, in order, asking for further batches ahead of them.
+
+        As many are under way as keep the device busy while another one is made from what `batches` iterates over.
+        Raises: UserError at the first batch that does not fit.
+        """
+        under_way, most = deque[Ticket](), self.slots if self.at_once else 1
+        for batch in batches:
+            under_way.append(self.submit(batch))
+            if len(under_way) > most:
+                yield self.result(under_way.popleft())
+        while under_way:
+            yield self.result(under_way.popleft())
 
     def submit(self, batch: Packed) -> Ticket:
         """Begin a batch; on ONNX Runtime that computes it, on TensorRT it returns while the GPU is at work.

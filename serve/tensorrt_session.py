@@ -1,12 +1,15 @@
-"""An engine on TensorRT: copies in, compute and copies out of three batches overlap, and no Python runs between them.
+"""An engine on TensorRT: two batches at a time on the GPU, and no Python between their kernels.
 
-    stream in       | copy 1 | copy 2 |          | copy 3 |
-    stream compute           |  batch 1 |  batch 2 |  batch 3 |
-    stream out                          | logits 1 | logits 2 | logits 3 |
+    slot 0   | copy in | compute 1           | copy out |        | copy in | compute 3 ...
+    slot 1             | copy in | compute 2           | copy out |
 
-There are two slots, each with pinned buffers on the host and buffers on the GPU for the profile's largest batch, made
-once. A batch is rounded up to a bucket (`serve/buckets.py`). The first batch of a bucket runs plainly, since TensorRT
-and the plugins prepare themselves for its shape then; later ones replay a CUDA graph, captured once for each slot.
+A slot is a stream, an execution context, pinned buffers on the host and buffers on the GPU for the profile's largest
+batch, made once. Copies of one slot overlap the other's kernels, and so do kernels: few of them fill the GPU to their
+very end, and what is left idle there is 4 % of BERT-large's time in large batches and most of it in small ones.
+
+A batch is rounded up to a bucket (`serve/buckets.py`). The first batch of a bucket runs plainly, since TensorRT and the
+plugins prepare themselves for its shape then; later ones replay a CUDA graph, copies included, captured once for each
+slot.
 """
 
 import atexit
@@ -39,14 +42,15 @@ MOST_GRAPHS = 512
 
 
 class _Slot:
-    """Buffers of a batch under way, and the events that tell how far it is."""
+    """What a batch under way has for itself: a stream, a context, buffers, and the event that tells when it is done."""
 
-    def __init__(self, cuda: Any, largest: Bucket) -> None:
+    def __init__(self, cuda: Any, context: Any, largest: Bucket) -> None:
+        self.stream, self.context = cuda.stream(), context
         self.host_in, words = cuda.pinned(4 * largest.input_words)
         self.host_out, floats = cuda.pinned(4 * largest.output_words)
         self.words, self.floats = words.view(np.int32), floats.view(np.float32)
         self.gpu_in, self.gpu_out = cuda.memory(4 * largest.input_words), cuda.memory(4 * largest.output_words)
-        self.copied, self.computed, self.fetched = cuda.event(), cuda.event(), cuda.event()
+        self.fetched = cuda.event()
         self.ticket: Ticket | None = None
         self.batch: Packed | None = None
         self.bucket: Bucket | None = None
@@ -66,7 +70,7 @@ class TensorrtSession(Session):
 
         cuda = Cuda()
         note = take_choices(manifest, fitted.gpu.name)
-        session = cls(manifest, Plan(manifest, fitted), cuda, most_graphs)
+        session = cls(manifest, Plan(manifest, fitted, SLOTS), cuda, most_graphs)
         session._notes += [note] if note else []
         with_plugins = f"plugins {', '.join(manifest.plugins)}" if manifest.plugins else "no plugins"
         atexit.register(_close, weakref.ref(session))  # TensorRT's objects must go before CUDA does
@@ -83,8 +87,7 @@ class TensorrtSession(Session):
         self._plan, self._cuda, self._most_graphs = plan, cuda, most_graphs
         self._buckets = Buckets(manifest)
         self._lock = threading.Lock()
-        self._in, self._compute_stream, self._out = cuda.stream(), cuda.stream(), cuda.stream()
-        self._slots = [_Slot(cuda, self._buckets.largest()) for _ in range(SLOTS)]
+        self._slots = [_Slot(cuda, context, self._buckets.largest()) for context in plan.contexts]
         self._turn = 0
         self._seen: set[tuple[int, int]] = set()  # buckets that have run plainly
         self._graphs: OrderedDict[tuple[int, tuple[int, int]], Any] = OrderedDict()  # (slot, bucket's key) -> graph
@@ -96,21 +99,15 @@ class TensorrtSession(Session):
         with self._lock:
             if not self._slots:
                 raise RuntimeError("this session is closed; open another one")
-            place, self._turn = self._turn, (self._turn + 1) % SLOTS
+            place, self._turn = self._turn, (self._turn + 1) % len(self._slots)
             slot = self._slots[place]
             if slot.ticket:  # its logits must be out of the buffers before another batch comes in
                 cuda.synchronise(slot.fetched)
                 self._collect(slot)
             bucket = self._buckets.of(batch)
             bucket.write(batch, slot.words)
-            cuda.copy_in(slot.gpu_in, slot.host_in, 4 * bucket.input_words, self._in)
-            cuda.record(slot.copied, self._in)
-            cuda.wait(self._compute_stream, slot.copied)
             self._compute_on_gpu(place, slot, bucket)
-            cuda.record(slot.computed, self._compute_stream)
-            cuda.wait(self._out, slot.computed)
-            cuda.copy_out(slot.host_out, slot.gpu_out, 4 * bucket.output_words, self._out)
-            cuda.record(slot.fetched, self._out)
+            cuda.record(slot.fetched, slot.stream)
             slot.ticket, slot.batch, slot.bucket = Ticket(place=place), batch, bucket
             return slot.ticket
 
@@ -137,16 +134,16 @@ class TensorrtSession(Session):
         with self._lock:
             if not self._slots:
                 raise RuntimeError("this session is closed; open another one")
-            slot, bucket, cuda, stream = self._slots[0], self._buckets.of(batch), self._cuda, self._compute_stream
+            slot, bucket, cuda = self._slots[0], self._buckets.of(batch), self._cuda
             if slot.ticket:
                 cuda.synchronise(slot.fetched)
                 self._collect(slot)
             bucket.write(batch, slot.words)
-            cuda.copy_in(slot.gpu_in, slot.host_in, 4 * bucket.input_words, stream)
-            self._plan.prepare(bucket, slot.gpu_in, slot.gpu_out)
-            self._plan.place(addresses)
-            self._plan.execute(stream)
-            cuda.finish(stream)
+            cuda.copy_in(slot.gpu_in, slot.host_in, 4 * bucket.input_words, slot.stream)
+            slot.context.prepare(bucket, slot.gpu_in, slot.gpu_out)
+            slot.context.place(addresses)
+            slot.context.execute(slot.stream)
+            cuda.finish(slot.stream)
 
     def warm(self, batches: Iterable[Packed], limit_s: float = float("inf")) -> None:
         """See `Session`: each bucket runs plainly, then a graph is captured in either slot; no more than are kept."""
@@ -167,7 +164,7 @@ class TensorrtSession(Session):
         """How long each plugin takes for a batch, in plain runs without CUDA graphs. Nothing else may be under way."""
         check(batch, self.manifest)
         with self._lock, recording() as record:
-            slot, bucket, cuda, stream = self._slots[0], self._buckets.of(batch), self._cuda, self._compute_stream
+            slot, bucket, cuda, stream = self._slots[0], self._buckets.of(batch), self._cuda, self._slots[0].stream
             bucket.write(batch, slot.words)
             cuda.copy_in(slot.gpu_in, slot.host_in, 4 * bucket.input_words, stream)
             scratch, fills = cuda.memory(SCRATCH), int(HEAD_START / SCRATCH)
@@ -175,9 +172,9 @@ class TensorrtSession(Session):
                 for _ in range(WARM + runs):
                     for _ in range(fills):
                         cuda.fill(scratch, SCRATCH, stream)
-                    self._plan.prepare(bucket, slot.gpu_in, slot.gpu_out)
+                    slot.context.prepare(bucket, slot.gpu_in, slot.gpu_out)
                     begin = time.perf_counter()
-                    record.around_run(int(stream), lambda: self._plan.execute(stream))
+                    record.around_run(int(stream), lambda: slot.context.execute(stream))
                     # A host that needs longer than the fills last would have the GPU wait within what is timed.
                     needed = int((time.perf_counter() - begin) * FILL_RATE / SCRATCH)
                     fills = min(max(int(HEAD_START / SCRATCH), needed), MOST_FILLS)
@@ -193,26 +190,25 @@ class TensorrtSession(Session):
         with self._lock:
             if not self._slots:
                 return
-            for stream in (self._in, self._compute_stream, self._out):
-                self._cuda.finish(stream)
             for slot in self._slots:
+                self._cuda.finish(slot.stream)
                 if slot.ticket:
                     self._collect(slot)
             self._plan.save_cache()
             for graph in self._graphs.values():
                 self._cuda.free_graph(graph)
             self._graphs.clear()
-            del self._plan  # the execution context goes before the streams and buffers that it knows
+            for slot in self._slots:
+                del slot.context  # before the stream and the buffers that it knows
+            del self._plan
             for slot in self._slots:
                 for address in (slot.gpu_in, slot.gpu_out):
                     self._cuda.free(address)
                 slot.words = slot.floats = np.zeros(0)
                 for address in (slot.host_in, slot.host_out):
                     self._cuda.free_pinned(address)
-                for event in (slot.copied, slot.computed, slot.fetched):
-                    self._cuda.free_event(event)
-            for stream in (self._in, self._compute_stream, self._out):
-                self._cuda.free_stream(stream)
+                self._cuda.free_event(slot.fetched)
+                self._cuda.free_stream(slot.stream)
             self._slots = []
 
     @property
@@ -226,18 +222,25 @@ class TensorrtSession(Session):
         slot.ticket = slot.batch = slot.bucket = None
 
     def _compute_on_gpu(self, place: int, slot: _Slot, bucket: Bucket) -> None:
-        stream, key = self._compute_stream, (place, bucket.key)
+        """Put copies and kernels of the batch in the slot's buffers on the slot's stream."""
+        key = (place, bucket.key)
         if graph := self._graphs.get(key):
             self._graphs.move_to_end(key)
-            self._cuda.launch(graph, stream)
+            self._cuda.launch(graph, slot.stream)
             return
-        self._plan.prepare(bucket, slot.gpu_in, slot.gpu_out)
-        self._plan.execute(stream)
+
+        def work() -> None:
+            self._cuda.copy_in(slot.gpu_in, slot.host_in, 4 * bucket.input_words, slot.stream)
+            slot.context.execute(slot.stream)
+            self._cuda.copy_out(slot.host_out, slot.gpu_out, 4 * bucket.output_words, slot.stream)
+
+        slot.context.prepare(bucket, slot.gpu_in, slot.gpu_out)
+        work()
         if bucket.key in self._seen and len(self._graphs) <= self._most_graphs and self._most_graphs:
             # For the next batch of this shape. Right after a run of it: where the shape before was another one,
             # TensorRT waits for the stream, which no capture allows.
             try:
-                graph = self._cuda.capture(stream, lambda: self._plan.execute(stream))
+                graph = self._cuda.capture(slot.stream, work)
             except (CudaError, RuntimeError) as error:
                 self._most_graphs = 0
                 self._notes.append(f"CUDA graphs are off: the capture of {bucket.key} failed ({error})")
@@ -249,8 +252,8 @@ class TensorrtSession(Session):
     def _keep(self, key: tuple[int, tuple[int, int]], graph: Any) -> None:
         self._graphs[key] = graph
         if len(self._graphs) > self._most_graphs:
-            _, oldest = self._graphs.popitem(last=False)
-            self._cuda.finish(self._compute_stream)  # it may be running
+            (place, _), oldest = self._graphs.popitem(last=False)
+            self._cuda.finish(self._slots[place].stream)  # it may be running
             self._cuda.free_graph(oldest)
 
     def _compute(self, batch: Packed) -> Logits:

@@ -93,9 +93,6 @@ class FakeCuda:
         self._records[event] = self._records.get(event, 0) + 1
         self._queues[stream].append(("record", event, self._records[event]))
 
-    def wait(self, stream: int, event: int) -> None:
-        self._queues[stream].append(("wait", event, self._records.get(event, 0)))
-
     def synchronise(self, event: int) -> None:
         newest = self._records.get(event, 0)  # later ones are none of this call's business
         self._until(lambda: self._happened.get(event, 0) >= newest)
@@ -126,46 +123,60 @@ class FakeCuda:
     def _until(self, done) -> None:
         while not done():
             with self._lock:
-                ready = [stream for stream, queue in self._queues.items() if queue and self._may_go(queue[0])]
+                ready = [stream for stream, queue in self._queues.items() if queue]
                 if not ready:
                     assert done(), "deadlock"
                     return
                 kind, *rest = self._queues[ready[self._random.integers(len(ready))]].pop(0)
                 if kind == "work":
                     rest[0]()
-                elif kind == "record":
+                else:
                     self._happened[rest[0]] = rest[1]
-
-    def _may_go(self, entry: tuple) -> bool:
-        return entry[0] != "wait" or self._happened.get(entry[1], 0) >= entry[2]
 
 
 class FakePlan:
-    """The methods of `serve.plan.Plan`, for the tiny engine: what it computes depends on shapes and addresses."""
+    """The methods of `serve.plan.Plan`, for the tiny engine, with two contexts."""
 
     def __init__(self, cuda: FakeCuda, *, fail_in_capture: bool = False) -> None:
         self.cuda, self.fail_in_capture = cuda, fail_in_capture
         self.executed: list[tuple[int, int]] = []  # the keys of buckets, one for each time Python was called
         self.saved = 0
+        self.contexts = [FakeContext(self) for _ in range(2)]
+
+    def save_cache(self) -> None:
+        self.saved += 1
+
+
+class FakeContext:
+    """The methods of `serve.plan.Context`: what it computes depends on shapes and addresses.
+
+    Between its two kernels the ids lie in the context's own memory, where a second batch on another stream would
+    overwrite them.
+    """
+
+    def __init__(self, plan: FakePlan) -> None:
+        self.plan, self.cuda = plan, plan.cuda
+        self.between: dict[str, np.ndarray] = {}
 
     def prepare(self, bucket, inputs: int, outputs: int) -> None:
         self.ready = bucket, inputs, outputs
 
     def execute(self, stream: int) -> None:
-        if self.fail_in_capture and self.cuda._capturing is not None:
+        if self.plan.fail_in_capture and self.cuda._capturing is not None:
             raise RuntimeError("not capturable")
         bucket, inputs, outputs = self.ready
-        self.executed.append(bucket.key)
-        self.cuda.put(stream, lambda: self._work(bucket, inputs, outputs))
+        self.plan.executed.append(bucket.key)
+        self.cuda.put(stream, lambda: self._read(bucket, inputs))
+        self.cuda.put(stream, lambda: self._work(bucket, outputs))
 
-    def save_cache(self) -> None:
-        self.saved += 1
-
-    def _work(self, bucket, inputs: int, outputs: int) -> None:
-        arrays = {
-            name: self.cuda.block(inputs + 4 * word, 4 * int(np.prod(shape))).view(np.int32).reshape(shape)
+    def _read(self, bucket, inputs: int) -> None:
+        self.between = {
+            name: self.cuda.block(inputs + 4 * word, 4 * int(np.prod(shape))).view(np.int32).reshape(shape).copy()
             for name, (word, shape) in bucket.inputs.items()
         }
+
+    def _work(self, bucket, outputs: int) -> None:
+        arrays = self.between
         ids = arrays["token_ids"]
         assert 0 <= ids.min() <= ids.max() < serve_kit.ROWS, "ids that are none: the batch has not arrived"
         results = np.zeros((2, *next(iter(bucket.outputs.values()))[1]), np.float32)

@@ -183,3 +183,8 @@ def batch(*lengths: int, seed: int = 0) -> Packed:
     random = np.random.default_rng(seed)
     segments = [[0] * (length // 2) + [1] * (length - length // 2) for length in lengths]
     return Packed.of([random.integers(0, ROWS, length) for length in lengths], segments)
+
+
+def random_batch(random: np.random.Generator) -> Packed:
+    """One to eight sequences of up to 19 tokens, drawn from `random`."""
+    return batch(*random.integers(1, 20, random.integers(1, 9)), seed=int(random.integers(1000)))

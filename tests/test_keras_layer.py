@@ -70,10 +70,10 @@ def test_a_larger_model_is_saved_and_read_again_with_the_engine_in_it(home, ids,
 
 
 class Plan:
-    """A made-up plan whose memory is the host's: a token's vector is its id in every place."""
+    """A made-up plan, its own one context, whose memory is the host's: a token's vector is its id in every place."""
 
     def __init__(self, cuda: FakeCuda):
-        self.cuda, self.given = cuda, []
+        self.cuda, self.given, self.contexts = cuda, [], [self]
 
     def prepare(self, bucket, inputs, outputs):
         self.bucket, self.inputs = bucket, inputs

@@ -62,7 +62,7 @@ class Context:
 class Engine:
     def __init__(self, tensors, bounds):
         self.tensors, self.bounds, self.num_io_tensors = tensors, bounds, len(tensors)
-        self.config, self.context = Config(), Context()
+        self.config, self.contexts, self.most = Config(), list[Context](), 9
 
     def get_tensor_name(self, index):
         return list(self.tensors)[index]
@@ -78,7 +78,10 @@ class Engine:
 
     def create_execution_context(self, config):
         assert config is self.config
-        return self.context
+        if len(self.contexts) == self.most:
+            return None
+        self.contexts.append(Context())
+        return self.contexts[-1]
 
 
 def fake(engine, validity="VALID", rtx=True, diagnostics=5):
@@ -120,7 +123,7 @@ def opened(tmp_path, monkeypatch):
     """open(engine, ...) -> Plan, over the tiny engine folder."""
     monkeypatch.setenv("RETORT_CACHE", str(tmp_path / "cache"))
     manifest = read(serve_kit.with_plan(tmp_path / "engine"))
-    return lambda engine, **how: Plan(manifest, Fitted(fake(engine, **how), Gpu("made up", 90), None))  # type: ignore
+    return lambda engine, **how: Plan(manifest, Fitted(fake(engine, **how), Gpu("made up", 90), None), 2)  # type: ignore
 
 
 def test_tensorrt_rtx_is_told_to_specialise_at_once_and_to_leave_graphs_to_us(opened):
@@ -160,6 +163,13 @@ def test_a_plan_that_is_not_the_manifests_is_a_sentence(opened, engine, how, see
         opened(engine, **how)
 
 
+def test_memory_that_is_enough_for_one_context_alone_is_told_with_what_would_need_less(opened):
+    engine = Engine(PACKED | LOGITS, bounds())
+    engine.most = 1
+    with pytest.raises(RuntimeError, match=r"made 1 of 2 execution contexts: .*smaller --max-tokens"):
+        opened(engine)
+
+
 def test_a_plan_that_is_merely_not_the_fastest_is_used(opened):
     opened(Engine(PACKED | LOGITS, bounds()), validity="SUBOPTIMAL")
 
@@ -171,27 +181,29 @@ def test_a_plan_of_which_only_the_gpu_is_doubted_is_opened_since_engine_json_nam
 def test_shapes_and_addresses_are_those_of_the_bucket(opened):
     engine = Engine(PACKED | LOGITS, bounds())
     plan = opened(engine)
-    plan.prepare(packed_bucket(128, 4, default().outputs(2)), 10_000, 20_000)
-    plan.execute(77)
-    assert engine.context.shapes == {
+    plan.contexts[1].prepare(packed_bucket(128, 4, default().outputs(2)), 10_000, 20_000)
+    plan.contexts[1].execute(77)
+    other, context = engine.contexts
+    assert other.shapes == other.addresses == {}
+    assert context.shapes == {
         "token_ids": (128,), "segment_ids": (128,), "position_ids": (128,), "cu_seqlens": (5,)
     }  # fmt: skip
-    assert engine.context.addresses == {
+    assert context.addresses == {
         "token_ids": 10_000, "segment_ids": 10_512, "position_ids": 11_024, "cu_seqlens": 11_536,
         "start_logits": 20_000, "end_logits": 20_512,
     }  # fmt: skip
-    assert engine.context.stream == 77
+    assert context.stream == 77
 
 
 @pytest.mark.parametrize(("refused", "seen"), [("shape", "refused the shape"), ("run", "refused to run")])
 def test_what_tensorrt_refuses_at_run_time_is_an_error_with_its_words(opened, refused, seen):
     engine = Engine(PACKED | LOGITS, bounds())
     plan = opened(engine)
-    engine.context.refused = refused
+    engine.contexts[0].refused = refused
 
     def run():
-        plan.prepare(packed_bucket(64, 1, default().outputs(2)), 0, 0)
-        plan.execute(0)
+        plan.contexts[0].prepare(packed_bucket(64, 1, default().outputs(2)), 0, 0)
+        plan.contexts[0].execute(0)
 
     with pytest.raises(RuntimeError, match=f"{seen}.*it gave no reason"):
         run()

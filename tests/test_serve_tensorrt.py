@@ -1,6 +1,5 @@
-"""The TensorRT session's order of work, on a GPU made of numpy: slots, events, buckets, graphs."""
+"""The TensorRT session's order of work, on a GPU made of numpy: slots, events, graphs."""
 
-import itertools
 import shutil
 import subprocess
 import sys
@@ -17,8 +16,7 @@ from fake_cuda import FakeCuda, FakePlan
 import plugins
 from configs.errors import UserError
 from plugins import tensorrt_flavour
-from serve import buckets, fitting, gpu, tensorrt_session
-from serve.buckets import Buckets
+from serve import fitting, gpu, tensorrt_session
 from serve.gpu import Gpu
 from serve.manifest import read
 from serve.tensorrt_session import TensorrtSession
@@ -38,10 +36,6 @@ def session(manifest, seed=0, **how):
     return TensorrtSession(manifest, plan, cuda, **how), cuda, plan
 
 
-def random_batch(random):
-    return serve_kit.batch(*random.integers(1, 20, random.integers(1, 9)), seed=int(random.integers(1000)))
-
-
 def assert_right(found, batch):
     for got, want in zip(found, serve_kit.expected(batch), strict=True):
         np.testing.assert_allclose(got, want, atol=1e-5)
@@ -54,7 +48,7 @@ def test_batches_under_way_together_get_their_own_logits_whatever_the_gpu_does_f
     tested, _, _ = session(manifests[layout], seed)
     waiting = []
     for _ in range(60):
-        batch = random_batch(random)
+        batch = serve_kit.random_batch(random)
         waiting.append((tested.submit(batch), batch))
         while waiting and random.random() < 0.45:  # in any order, some long after others were submitted
             ticket, batch = waiting.pop(random.integers(len(waiting)))
@@ -62,6 +56,25 @@ def test_batches_under_way_together_get_their_own_logits_whatever_the_gpu_does_f
     for ticket, batch in waiting:
         assert_right(tested.result(ticket), batch)
         assert_right(tested.result(ticket), batch)
+
+
+def test_a_stream_makes_the_next_batch_while_both_slots_are_at_work_and_keeps_the_order(manifests):
+    tested, _, _ = session(manifests["packed"])
+    random, made, fetched = np.random.default_rng(0), [], 0
+
+    def batches():
+        for number in range(9):
+            if number:
+                assert len(made) - fetched >= min(number, tensorrt_session.SLOTS)
+            made.append(serve_kit.random_batch(random))
+            yield made[-1]
+
+    for logits in tested.stream(batches()):
+        assert_right(logits, made[fetched])
+        fetched += 1
+        assert len(made) - fetched <= tensorrt_session.SLOTS
+    assert fetched == len(made) == 9
+    assert list(tested.stream([])) == []
 
 
 def test_a_shape_runs_plainly_once_and_then_by_a_graph_for_each_slot(manifests):
@@ -154,7 +167,7 @@ def test_threads_may_share_a_session(manifests):
     def work(seed):
         random = np.random.default_rng(seed)
         for _ in range(30):
-            batch = random_batch(random)
+            batch = serve_kit.random_batch(random)
             try:
                 assert_right(tested.run(batch), batch)
             except AssertionError as error:
@@ -166,41 +179,6 @@ def test_threads_may_share_a_session(manifests):
     for thread in threads:
         thread.join()
     assert not failures
-
-
-def test_buckets_hold_every_batch_of_the_profile_and_waste_little(manifests):
-    assert buckets.steps(1, 700, buckets.TOKEN_STEPS)[-4:] == (448, 512, 640, 700)
-    sizes = buckets.steps(1, 16384, buckets.TOKEN_STEPS)
-    assert len(sizes) <= 64
-    assert all(later - size <= max(64, size / 4) for size, later in itertools.pairwise(sizes))
-    assert buckets.doubling(1, 32) == (1, 2, 4, 8, 16, 32)
-    assert buckets.doubling(3, 20) == (3, 4, 8, 16, 20)
-    found = Buckets(manifests["packed"])
-    largest = found.largest()
-    assert largest.key == (160, 8)
-    random = np.random.default_rng(0)
-    for batch in [serve_kit.batch(20, 64, 64), *(random_batch(random) for _ in range(100))]:
-        bucket = found.of(batch)
-        assert bucket.key[0] >= batch.tokens
-        assert bucket.key[1] >= len(batch)
-        assert bucket.input_words <= largest.input_words
-        assert all(word % buckets.ALIGN == 0 for word, _ in [*bucket.inputs.values(), *bucket.outputs.values()])
-
-
-@pytest.mark.parametrize("layout", ["packed", "padded"])
-def test_a_bucket_leaves_nothing_of_the_batch_before(manifests, layout):
-    found = Buckets(manifests[layout])
-    words = np.full(found.largest().input_words, 2**30, np.int32)
-    for batch in (serve_kit.batch(20, 20, 19), serve_kit.batch(3, 2, 1)):
-        bucket = found.of(batch)
-        bucket.write(batch, words)
-        arrays = bucket._arrays(words, bucket.inputs)
-        assert arrays["token_ids"].sum() == batch.token_ids.sum()
-        assert arrays["segment_ids"].sum() == batch.segment_ids.sum()
-        if layout == "packed":
-            assert arrays["cu_seqlens"].tolist() == [*batch.cu_seqlens, batch.tokens]  # 3 sequences in a bucket of 4
-        else:
-            assert arrays["padding_mask"].sum(axis=1).tolist() == [*batch.lengths, 0]
 
 
 def test_a_real_plan_fits_a_gpu_of_its_architecture_and_is_refused_in_a_sentence_where_none_is(tmp_path, monkeypatch):
@@ -221,7 +199,7 @@ whole = Path({str(folder)!r}, "model.plan").read_bytes()
 for content in (whole, whole[:1000], b""):
     Path.read_bytes = lambda path: content
     try:
-        plan.Plan(stated, fitted)
+        plan.Plan(stated, fitted, 2)
     except Exception as error:
         print(type(error).__name__, error)
 """
