@@ -38,14 +38,18 @@ class Bucket:
 
     def write(self, batch: Packed, words: np.ndarray) -> None:
         """A batch into a block of inputs, int32 [input_words or more]."""
-        arrays = self._arrays(words, self.inputs)
-        if "cu_seqlens" in arrays:
-            for name in ROWS:
-                arrays[name][: batch.tokens] = getattr(batch, name)
-                arrays[name][batch.tokens :] = 0  # what the last batch left there may be no valid id here
-            arrays["cu_seqlens"][: len(batch) + 1] = batch.cu_seqlens
-            arrays["cu_seqlens"][len(batch) + 1 :] = batch.tokens
+        if "cu_seqlens" in self.inputs:
+            for name, source, rest in (
+                ("token_ids", batch.token_ids, 0),  # what the last batch left there may be no valid id here
+                ("segment_ids", batch.segment_ids, 0),
+                ("position_ids", batch.position_ids, 0),
+                ("cu_seqlens", batch.cu_seqlens, batch.tokens),
+            ):
+                first, (size,) = self.inputs[name]
+                words[first : first + len(source)] = source
+                words[first + len(source) : first + size] = rest
         else:
+            arrays = self._arrays(words, self.inputs)
             mask = batch.mask(*self.key)
             arrays["padding_mask"][:] = mask
             for name in ("token_ids", "segment_ids"):
@@ -65,9 +69,7 @@ class Bucket:
 
     @staticmethod
     def _arrays(block: np.ndarray, places: dict[str, tuple[int, tuple[int, ...]]]) -> dict[str, np.ndarray]:
-        return {
-            name: block[first : first + math.prod(shape)].reshape(shape) for name, (first, shape) in places.items()
-        }
+        return {name: block[first : first + math.prod(shape)].reshape(shape) for name, (first, shape) in places.items()}
 
 
 class Buckets:

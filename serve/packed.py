@@ -60,7 +60,7 @@ class Packed:
     @property
     def lengths(self) -> np.ndarray:
         """[B] int32: tokens of each sequence."""
-        return np.diff(self.cu_seqlens)
+        return self.cu_seqlens[1:] - self.cu_seqlens[:-1]
 
     def take(self, first: int, last: int) -> "Packed":
         """Sequences `first` to before `last`, as a batch of their own."""
@@ -85,11 +85,12 @@ def check(batch: Packed, manifest: Manifest) -> None:
     ends, tokens = batch.cu_seqlens, batch.tokens
     if len(ends) < 2 or not tokens:
         raise UserError("the batch is empty; give at least one sequence with at least one token")
-    if ends[0] != 0 or ends[-1] != tokens or (np.diff(ends) < 1).any():
+    lengths = batch.lengths
+    if ends[0] != 0 or ends[-1] != tokens or lengths.min() < 1:
         raise UserError(
             f"cu_seqlens runs {_few(ends)}; needed are growing whole numbers from 0 to {tokens}, the number of tokens"
         )
-    if (longest := int(np.diff(ends).max())) > manifest.longest:
+    if (longest := int(lengths.max())) > manifest.longest:
         raise UserError(
             f"a sequence has {longest} tokens, this engine takes up to {manifest.longest}; cut it into windows"
         )
@@ -102,11 +103,11 @@ def check(batch: Packed, manifest: Manifest) -> None:
         values, most = getattr(batch, name), manifest.sizes[size]
         if len(values) != tokens:
             raise UserError(f"{name} has {len(values)} entries and token_ids {tokens}; give one for every token")
-        if values.min() < 0 or values.max() >= most:
+        if values.view(np.uint32).max() >= most:  # one pass: as unsigned, negative numbers are the largest
             bad = int(values[(values < 0) | (values >= most)][0])
             raise UserError(f"{name} has {bad}; this engine knows 0 to {most - 1}. Is it another model's vocabulary?")
     if manifest.layout == "padded":  # its positions are made inside, from 0 in every row
-        expected = np.arange(tokens) - np.repeat(ends[:-1], batch.lengths)
+        expected = np.arange(tokens) - np.repeat(ends[:-1], lengths)
         if (batch.position_ids != expected).any():
             raise UserError("this engine is padded and counts positions itself; position_ids must count from 0 as well")
 
