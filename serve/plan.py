@@ -5,7 +5,6 @@ What TensorRT-RTX makes for a shape when it first meets it is kept in a cache on
 
 import os
 import tempfile
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -38,7 +37,7 @@ class Plan:
             # said; if it cannot be run all the same, opening it will fail.
             only_the_gpu = diagnostics == int(trt.EngineInvalidityDiagnostics.UNSUPPORTED_CC)
             if validity == trt.EngineValidity.INVALID and not only_the_gpu:
-                said = f"diagnostics {diagnostics:#x}, {self._said()}"
+                said = f"diagnostics {diagnostics:#x}, {_said(self._log)}"
                 raise UserError(f"TensorRT refuses {path} on this machine ({said}); export again here")
         self._cache = None
         name = f"{manifest.files[PLAN].sha256[:32]}-sm_{fitted.gpu.architecture}.cache"
@@ -46,16 +45,16 @@ class Plan:
         with registration.registered(trt, list(manifest.plugins), fitted.kernels):
             self._engine = self._runtime.deserialize_cuda_engine(plan)
             if self._engine is None:
-                raise UserError(f"TensorRT cannot read {path}: {self._said()}; export the engine again")
+                raise UserError(f"TensorRT cannot read {path}: {_said(self._log)}; export the engine again")
             self._expect(trt, manifest)
             config = self._config(trt)
             made = [self._engine.create_execution_context(config) for _ in range(contexts)]
         if None in made:
             raise RuntimeError(
-                f"TensorRT made {contexts - made.count(None)} of {contexts} execution contexts: {self._said()}; "
+                f"TensorRT made {contexts - made.count(None)} of {contexts} execution contexts: {_said(self._log)}; "
                 "an engine exported with a smaller --max-tokens or --max-batch needs less memory"
             )
-        self.contexts = [Context(context, self._said) for context in made]
+        self.contexts = [Context(context, self._log) for context in made]
 
     def save_cache(self) -> None:
         """Keep the kernels made so far for the next process; a full disk costs that, and nothing else."""
@@ -68,9 +67,6 @@ class Plan:
             with os.fdopen(handle, "wb") as file:
                 file.write(memoryview(blob))
             os.replace(scratch, self._cache_path)
-
-    def _said(self) -> str:
-        return " ".join(self._log.errors[-1].split())[:300] if self._log.errors else "it gave no reason"
 
     def _config(self, trt: Any) -> Any:
         config, self._cache = tensorrt_flavour.runtime_config(trt, self._engine)
@@ -104,11 +100,15 @@ class Plan:
 
 
 class Context:
-    """Where a plan is run. One run after the other: the layers' memory is the same for all of them."""
+    """Where a plan is run. One run after the other: the layers' memory is the same for all of them.
 
-    def __init__(self, context: Any, said: Callable[[], str]) -> None:
-        """TensorRT's, and what tells its latest error."""
-        self._context, self._said = context, said
+    It knows nothing of its `Plan`: in a ring of references both, and their memory on the GPU, would outlive the last
+    user until Python looks for such rings, if it does (`serve/quiet.py`).
+    """
+
+    def __init__(self, context: Any, log: Any) -> None:
+        """TensorRT's context, and the logger that it tells its errors."""
+        self._context, self._log = context, log
 
     def prepare(self, bucket: Bucket, inputs: int, outputs: int) -> None:
         """Shapes and addresses of the next `execute`: a bucket's arrays in blocks at these addresses of the GPU."""
@@ -129,7 +129,12 @@ class Context:
 
     def _must(self, done: bool, what: str) -> None:
         if not done:
-            raise RuntimeError(f"TensorRT refused {what}: {self._said()}")
+            raise RuntimeError(f"TensorRT refused {what}: {_said(self._log)}")
+
+
+def _said(log: Any) -> str:
+    """TensorRT's latest error."""
+    return " ".join(log.errors[-1].split())[:300] if log.errors else "it gave no reason"
 
 
 def _bounds(profile: Any, packed: bool) -> dict[str, list[tuple[int, int]]]:

@@ -1,5 +1,7 @@
 """Opening a plan, against a TensorRT made of plain objects: what is asked of it, and what becomes of each refusal."""
 
+import gc
+import weakref
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -168,6 +170,18 @@ def test_memory_that_is_enough_for_one_context_alone_is_told_with_what_would_nee
     engine.most = 1
     with pytest.raises(RuntimeError, match=r"made 1 of 2 execution contexts: .*smaller --max-tokens"):
         opened(engine)
+
+
+def test_the_last_user_of_a_plan_takes_its_contexts_along_though_nobody_looks_for_rings(opened):
+    engine = Engine(PACKED | LOGITS, bounds())
+    gc.disable()
+    try:
+        plan = opened(engine)
+        alive = [weakref.ref(each) for each in (plan, *plan.contexts)]
+        del plan
+        assert [each() for each in alive] == [None] * 3
+    finally:
+        gc.enable()
 
 
 def test_a_plan_that_is_merely_not_the_fastest_is_used(opened):
