@@ -16,6 +16,7 @@ from export import checkpoint as checkpoints
 from export.checkpoint import Checkpoint
 from export.comparison import Questions
 from export.config import ExportConfig
+from export.kept import Kept
 from export.quantisation import FORMATS
 from export.verify import Gate, GateError, cannot_run
 from plugins import compile as compiler
@@ -60,12 +61,12 @@ def export_engine(config: ExportConfig, checkpoint: Checkpoint, out: Path) -> di
 
     Raises: UserError; after a failed comparison the folder lies in `out`.failed.
     """
-    found = precision.attempts(config)
+    found, kept = precision.attempts(config), Kept()
     for place, (settings, why) in enumerate(found):
         if len(found) > 1 or config.precision == "auto":
             say(f"precision: {settings.precision} ({why})")
         try:
-            return export_in(settings, checkpoint, out)
+            return export_in(settings, checkpoint, out, kept)
         except GateError as error:
             if place + 1 == len(found):
                 raise
@@ -73,8 +74,8 @@ def export_engine(config: ExportConfig, checkpoint: Checkpoint, out: Path) -> di
     raise AssertionError("there is always a candidate")
 
 
-def export_in(config: ExportConfig, checkpoint: Checkpoint, out: Path) -> dict[str, Any]:
-    """The same in the settings' precision, which is one."""
+def export_in(config: ExportConfig, checkpoint: Checkpoint, out: Path, kept: Kept) -> dict[str, Any]:
+    """The same in the settings' precision, which is one. kept: what attempts before this one have found out."""
     failed = out.with_name(out.name + ".failed")
     out_folder.check("the place for a failed engine,", failed, True, manifest.is_engine, {"--run": config.run})
     shapes = profile.choose(config, checkpoint, config.layout)
@@ -82,14 +83,14 @@ def export_in(config: ExportConfig, checkpoint: Checkpoint, out: Path) -> dict[s
     say(f"target: {f'{target} {tensorrt_flavour.version(trt)}' if target else 'none'} ({why})")
     plan = choose_plan(config, trt, shapes) if target else None
     # Before minutes go into a plan: are the questions there?
-    questions = Questions.read(checkpoint, dev_of(config, checkpoint), config.dev_limit) if config.verify else None
+    questions = kept.once("questions", lambda: dev_questions(config, checkpoint)) if config.verify else None
     with out_folder.scratch(out) as folder, tempfile.TemporaryDirectory() as work:
         estimate = Path(work) / "estimate.onnx"
-        about = write(folder, config, checkpoint, shapes, target, trt, plan, estimate)
+        about = write(folder, config, checkpoint, shapes, target, trt, plan, estimate, kept)
         if plan and config.algorithms and not cannot_run(plan.architectures) and algorithms.search(folder, plan, say):
             manifest.write(folder, about)  # which lists the file
         if questions:
-            gate = make_gate(folder, config, checkpoint, questions, target, trt, plan, estimate)
+            gate = make_gate(folder, config, checkpoint, questions, target, trt, plan, estimate, kept)
             try:
                 about["verified"] = gate.run(say)
             except GateError as error:
@@ -112,6 +113,10 @@ def export_triton(config: ExportConfig, checkpoint: Checkpoint, engine_folder: P
         triton.write(folder, engine_folder, engine_folder.name, checkpoint, gelu)
         out_folder.move(folder, out)
     say(f"{out}: a model repository for Triton, not loaded in a container; its README.md says how to")
+
+
+def dev_questions(config: ExportConfig, checkpoint: Checkpoint) -> Questions:
+    return Questions.read(checkpoint, dev_of(config, checkpoint), config.dev_limit)
 
 
 def dev_of(config: ExportConfig, checkpoint: Checkpoint) -> str:
@@ -140,7 +145,7 @@ def choose_plan(config: ExportConfig, trt: Any, shapes: Profile) -> engine.Plan:
 
 def write(
     folder: Path, config: ExportConfig, checkpoint: Checkpoint, shapes: Profile, target: str | None, trt: Any,
-    plan: engine.Plan | None, estimate: Path,
+    plan: engine.Plan | None, estimate: Path, kept: Kept,
 ) -> dict[str, Any]:  # fmt: skip
     """All files of the engine; returns what engine.json says before the comparison.
 
@@ -152,7 +157,7 @@ def write(
     settings: dict[str, Any] = {"layout": config.layout, "gelu": gelu, "head": checkpoint.head}
     files.save(graph.build(checkpoint.tensors, sizes, precision="float32", **settings), folder / MODEL)
     source = plan_source(folder, config)
-    result = quantise(folder / MODEL, config, checkpoint, gelu, plan) if config.precision in FORMATS else None
+    result = quantise(folder / MODEL, config, checkpoint, gelu, plan, kept) if config.precision in FORMATS else None
     if result:
         settings["quantisation"] = result.quantisation
         files.save(graph.build(checkpoint.tensors, sizes, precision="float32", **settings), estimate)
@@ -194,18 +199,19 @@ def write(
 
 
 def quantise(
-    model: Path, config: ExportConfig, checkpoint: Checkpoint, gelu: str, plan: engine.Plan | None
+    model: Path, config: ExportConfig, checkpoint: Checkpoint, gelu: str, plan: engine.Plan | None, kept: Kept
 ) -> calibration.Result:
     """Which products become 8 bits wide, and their scales. Raises: UserError without questions to calibrate with."""
     data, why = calibration.source(config.calibrate, checkpoint)
     say(f"calibration: {data} ({why})")
-    questions = calibration.read(checkpoint, data, config.calibrate_limit)
+    questions = kept.once("calibration", lambda: calibration.read(checkpoint, data, config.calibrate_limit))
+    times = kept.once("times", lambda: precision.product_times(checkpoint.config, config, gelu, plan))
     assert config.quantisation_error is not None, "precision.attempts has chosen"
     return calibration.calibrate(
         model, checkpoint, questions, format=config.precision, layout=config.layout, gelu=gelu,
         channels=config.channels(plan.architectures if plan else ()),
         padded_head=graph.padded_head_size(checkpoint.config), error=config.quantisation_error,
-        times=precision.product_times(checkpoint.config, config, gelu, plan), say=say,
+        times=times, say=say, kept=kept,
     )  # fmt: skip
 
 
@@ -244,7 +250,7 @@ def write_kernels(folder: Path, variants: list[compiler.Variant], plan: engine.P
 
 def make_gate(
     folder: Path, config: ExportConfig, checkpoint: Checkpoint, questions: Questions, target: str | None, trt: Any,
-    plan: engine.Plan | None, estimate: Path,
+    plan: engine.Plan | None, estimate: Path, kept: Kept,
 ) -> Gate:  # fmt: skip
     source = plan_source(folder, config)
 
@@ -264,6 +270,7 @@ def make_gate(
         graph_is_whole=not bare_ops(target, plan),
         plan_runner=runner,
         estimate=estimate if config.precision in FORMATS else None,
+        kept=kept,
     )  # fmt: skip
 
 

@@ -22,6 +22,7 @@ from configs.errors import UserError
 from export import ranges
 from export.checkpoint import Checkpoint
 from export.comparison import Logits, Questions
+from export.kept import Kept
 from export.quantisation import BASE, Quantisation, kind, names, sizes, width_complaint
 from export.simulation import Simulation
 
@@ -29,6 +30,17 @@ ALONE = 16  # windows on which each product is tried alone
 FEWEST = 8  # windows
 Say = Callable[[str], None]
 Times = Mapping[str, tuple[float, float]]  # product of a layer, as "ffn.in" -> microseconds in 16 and in 8 bits
+
+
+@dataclass(frozen=True)
+class Trials:
+    """What is known before any error is allowed, and so the same for all of them: steps 1 to 3 without the choice."""
+
+    decisions: dict[str, dict[str, Any]]  # product -> what `_before` says, its scale, its error_alone if asked
+    scales: dict[str, float]  # of the products that may be 8 bits wide, by the best method
+    method: str
+    methods: dict[str, float]  # method -> error
+    reference: Logits  # of the windows to choose by, nothing rounded
 
 
 @dataclass(frozen=True)
@@ -71,7 +83,7 @@ def read(checkpoint: Checkpoint, data: str, limit: int) -> Questions:
 
 def calibrate(
     model: Path, checkpoint: Checkpoint, questions: Questions, *, format: str, channels: bool, layout: str, gelu: str,
-    padded_head: int, error: float, times: Times | str, say: Say,
+    padded_head: int, error: float, times: Times | str, say: Say, kept: Kept | None = None,
 ) -> Result:  # fmt: skip
     """Choose.
 
@@ -82,39 +94,29 @@ def calibrate(
         channels: a scale for each output of a weight, where the hardware can.
         error: the largest error allowed, as a share.
         times: of the products on the GPU that the engine is for; a text says why there are none.
+        kept: of attempts at the same engine, which may differ in `error` alone.
     """
     features, config = questions.features, checkpoint.config
     rows = np.arange(len(features))
     fitted, held = rows[::2], rows[1::2]
-    found = ranges.measure(model, layout, features, fitted)
-    decisions = _before(found, config, padded_head, times)
-    candidates = [name for name in names(config) if decisions[name]["precision"] != BASE]
     # cuBLASLt writes no float8 where a weight has many scales: linear8_gelu8 has one.
-    single = frozenset(n for n in candidates if format == "float8" and gelu == "tanh" and n.endswith("ffn.in"))
+    single = frozenset(n for n in names(config) if format == "float8" and gelu == "tanh" and n.endswith("ffn.in"))
     simulation = Simulation(model, layout, format, channels, single)
-    reference = simulation.logits(features, held, {})
+    limit = error if error < 1.0 else math.inf  # nothing goes back then, so nothing is asked alone, which takes long
 
-    methods = {}
-    for method in tqdm(ranges.METHODS, "calibrate", unit="method", leave=False):
-        scales = {name: found[name].scale(method, format) for name in candidates}
-        methods[method] = relative_error(simulation.logits(features, held, scales), reference)
-    method = min(methods, key=lambda name: methods[name])
+    def trials() -> Trials:
+        found = ranges.measure(model, layout, features, fitted)
+        decisions = _before(found, config, padded_head, times)
+        return _try(simulation, found, decisions, features, held, format, limit < math.inf)
+
+    tried = (kept or Kept()).once(("trials", format, limit < math.inf), trials)
+    method, methods, scales = tried.method, tried.methods, tried.scales
+    candidates, decisions = list(scales), {name: dict(item) for name, item in tried.decisions.items()}
     said = ", ".join(f"{name} {100 * value:.2f} %" for name, value in methods.items())
     say(f"calibration: {format}, {len(fitted)} windows for ranges, {len(held)} to choose by; error {said}: {method}")
-    scales = {name: float(found[name].scale(method, format)) for name in candidates}
-
-    limit = error if error < 1.0 else math.inf  # nothing goes back then, so nothing is asked alone, which takes long
-    for name in candidates:
-        decisions[name]["scale"] = scales[name]
-    if limit < math.inf:
-        some = held[:: max(1, len(held) // ALONE)][:ALONE]
-        alone = simulation.logits(features, some, {})
-        for name in tqdm(candidates, "each product alone", unit="product", leave=False):
-            one = {name: scales[name]}
-            decisions[name]["error_alone"] = relative_error(simulation.logits(features, some, one), alone)
 
     def whole(scales: dict[str, float]) -> float:
-        return relative_error(simulation.logits(features, held, scales), reference)
+        return relative_error(simulation.logits(features, held, scales), tried.reference)
 
     left, reached = _within(limit, methods[method], scales, decisions, whole)
     for name in candidates:
@@ -138,6 +140,30 @@ def calibrate(
         "products": decisions,
     }  # fmt: skip
     return Result(Quantisation(format, {name: scales[name] for name in left}, channels), report)
+
+
+def _try(
+    simulation: Simulation, found: Mapping[str, ranges.Range], decisions: dict[str, dict[str, Any]], features: Any,
+    held: np.ndarray, format: str, alone: bool,
+) -> Trials:  # fmt: skip
+    """Every method on all products that may be 8 bits wide, on the windows `held`; and each product alone if asked."""
+    candidates = [name for name, item in decisions.items() if item["precision"] != BASE]
+    reference = simulation.logits(features, held, {})
+    methods = {}
+    for method in tqdm(ranges.METHODS, "calibrate", unit="method", leave=False):
+        scales = {name: found[name].scale(method, format) for name in candidates}
+        methods[method] = relative_error(simulation.logits(features, held, scales), reference)
+    method = min(methods, key=lambda name: methods[name])
+    scales = {name: float(found[name].scale(method, format)) for name in candidates}
+    for name in candidates:
+        decisions[name]["scale"] = scales[name]
+    if alone:
+        some = held[:: max(1, len(held) // ALONE)][:ALONE]
+        unrounded = simulation.logits(features, some, {})
+        for name in tqdm(candidates, "each product alone", unit="product", leave=False):
+            one = {name: scales[name]}
+            decisions[name]["error_alone"] = relative_error(simulation.logits(features, some, one), unrounded)
+    return Trials(decisions, scales, method, methods, reference)
 
 
 def _before(

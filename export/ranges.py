@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 
 from data.batches import Windows
 from export.files import EXTERNAL_FROM, EXTERNAL_TENSOR
-from export.runners import ONNX_TOKENS, ONNX_WINDOWS, inputs_of, real
+from export.runners import ONNX_TOKENS, ONNX_WINDOWS, cpu_session, inputs_of, real
 from plugins import formats
 from serve.packed import Packed, cut
 
@@ -92,16 +92,12 @@ def session(model: onnx.ModelProto, folder: Path):
 
     The model is not to be used afterwards: where it is too large for one file its weights have moved.
     """
-    import onnxruntime as ort
-
     path, data = folder / "calibration.onnx", folder / "calibration.onnx.data"
     large = sum(len(tensor.raw_data) for tensor in model.graph.initializer) >= EXTERNAL_FROM
     where = {"all_tensors_to_one_file": True, "location": data.name, "size_threshold": EXTERNAL_TENSOR} if large else {}
     onnx.save_model(model, str(path), save_as_external_data=large, **where)
-    options = ort.SessionOptions()
-    options.log_severity_level = 3  # errors
     try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return cpu_session(path)
     finally:
         path.unlink()
         data.unlink(missing_ok=True)

@@ -17,6 +17,7 @@ from export import runners
 from export.checkpoint import Checkpoint
 from export.comparison import Questions, Tolerance, compare, table, worst
 from export.first_difference import ROUNDING, Runner, find
+from export.kept import Kept
 from export.quantisation import FORMATS
 from serve import gpu
 from serve.manifest import MODEL
@@ -51,12 +52,13 @@ class Gate:
     graph_is_whole: bool  # no function's body was left out of model.<precision>.onnx
     plan_runner: Callable[[Packed], Runner]  # of a plan with marked outputs, built when it is asked for outputs
     estimate: Path | None = None  # an 8-bit engine's graph with float32 for all that is not 8 bits wide
+    kept: Kept = field(default_factory=Kept)  # of the attempts before this one
     _measured: set[str] = field(default_factory=set)  # names of what a comparison reports
 
     def run(self, say: Say) -> dict[str, Any]:
         """Compare; returns engine.json's "verified". Raises: GateError with the first layer that differs."""
-        keras = runners.Keras(self.checkpoint)
-        reference = keras.logits(self.questions.features)
+        keras = self.kept.once("keras", lambda: runners.Keras(self.checkpoint))
+        reference = self.kept.once("logits of Keras", lambda: keras.logits(self.questions.features))
         report: dict[str, Any] = {
             "dev": self.questions.dataset.source,
             "questions": len(self.questions.dataset.examples),
@@ -91,7 +93,11 @@ class Gate:
         return report
 
     def _judge(self, session, reference, report, precision, say, search) -> None:
-        ours = runners.session_logits(session, self.questions.features, session.runtime)
+        def compute():
+            return runners.session_logits(session, self.questions.features, session.runtime)
+
+        whole = tuple(file.sha256 for name, file in session.manifest.files.items() if name.startswith(MODEL))
+        ours = self.kept.once(whole, compute) if session.runtime == "onnxruntime" else compute()
         result = compare(self.questions, ours, reference)
         self._measured.update(result.report())
         report |= {"runtime": session.runtime, "why": session.why} | result.report()

@@ -250,7 +250,7 @@ def test_fewer_products_are_8_bits_wide_where_the_gate_says_no(monkeypatch, tmp_
     unread: Any = None
     tried = []
 
-    def export_in(settings, checkpoint, out):
+    def export_in(settings, checkpoint, out, kept):
         tried.append(settings.quantisation_error)
         if len(tried) < 3:
             raise GateError("5 % of the answers change", {})
