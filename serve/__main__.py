@@ -27,7 +27,8 @@ def main(config: ServeConfig) -> dict:
 
         return listen.run(config)
     session = Session.open(
-        config.engine, config.runtime, list(config.providers) or None, threads=config.threads, calls=config.calls or 1
+        config.engine, config.runtime, list(config.providers) or None, threads=config.threads, calls=config.calls or 1,
+        contexts=config.contexts,
     )  # fmt: skip
     with session:
         print(f"runtime: {session.why}", flush=True)

@@ -91,7 +91,8 @@ def main(config: BenchConfig) -> dict:
     if config.compare is not None:
         return compare(config)
     session = Session.open(
-        config.engine, config.runtime, list(config.providers) or None, threads=config.threads, calls=config.calls or 1
+        config.engine, config.runtime, list(config.providers) or None, threads=config.threads, calls=config.calls or 1,
+        contexts=config.contexts,
     )  # fmt: skip
     with session:
         print(f"runtime: {session.why}\ndevice: {session.device}", flush=True)

@@ -15,7 +15,6 @@ from serve.packed import Packed, check
 from serve.reader import Reader
 from serve.session import Session
 
-WARM = 3  # TensorRT: the first run of a shape prepares, the next two capture a graph in either slot
 VARIANTS = 4  # different ids of one shape
 PERCENTS = (50, 90, 95, 99)
 
@@ -76,7 +75,7 @@ def full(session: Session, config: Any) -> Iterator[Case]:
             except UserError as error:
                 print(f"left out: {count} x {length} ({error})")
                 continue
-            for _ in range(WARM):
+            for _ in range(session.slots + 1):
                 session.run(batches[0])
             row = {"case": "full", "text": "no", "batch": count, "length": length}
             yield Case(row, count, count * length, _one_by_one(session, batches), _pipelined(session, batches))
@@ -121,7 +120,7 @@ def real(reader: Reader, config: Any) -> Iterator[Case]:
         row("window", "no", 1), 1, float(features.length.mean()), _one_by_one(session, alone),
         _pipelined(session, alone),
     )  # fmt: skip
-    for _ in range(WARM):
+    for _ in range(session.slots + 1):
         reader.answer(*pairs[order[0]])
     yield Case(row("question", "yes", windows), windows, tokens, ask, _again(ask))
     in_batches = sum(batch.tokens for batch in batches) / len(batches)

@@ -17,7 +17,7 @@ LENGTH = 128  # tokens of the sequences it is measured with: about what a questi
 SMALLEST = 128
 NEAR = 0.93  # of the best speed: a smaller batch that reaches it is better, since it is done sooner
 ENOUGH_S = 0.03  # of one size, where there is time for it
-WARM = 2  # pairs: TensorRT prepares a shape in its first run, then captures a graph for either of its two slots
+WARM = 2  # rounds: TensorRT prepares a shape in its first run, then captures a graph for each of its slots
 PREPARING_S = 15.0  # for all sizes together: a first run may compile kernels for seconds, which says nothing of speed
 
 
@@ -31,10 +31,10 @@ class Budget:
 def measure(session: Session, limit_s: float = 0.8, clock: Callable[[], float] = time.perf_counter) -> Budget:
     """The smallest batch that is nearly as fast, in tokens a second, as the fastest.
 
-    Sizes double from 128 tokens to what the engine takes. On TensorRT two batches are under way at a time. It ends
-    early when a size is clearly slower than the best, two in a row bring nothing, or the next one, which is guessed
-    from the last, would not be done within `limit_s` of running (on TensorRT what prepares a shape is apart, within
-    `PREPARING_S`); the first size is measured however slow it is.
+    Sizes double from 128 tokens to what the engine takes. On TensorRT as many batches are under way as it has contexts.
+    It ends early when a size is clearly slower than the best, two in a row bring nothing, or the next one, which is
+    guessed from the last, would not be done within `limit_s` of running (on TensorRT what prepares a shape is apart,
+    within `PREPARING_S`); the first size is measured however slow it is.
     """
     most, begin, preparing = limits(session), clock(), 0.0
     prepared = session.runtime == "tensorrt"

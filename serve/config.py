@@ -5,7 +5,7 @@ from typing import Literal
 
 from configs.errors import UsageError
 from configs.options import setting
-from serve.session import RUNTIMES
+from serve.session import CONTEXTS, RUNTIMES
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,10 @@ class EngineConfig:
         None, least=1, most=64, help="ONNX Runtime's calls at a time on a CPU: with several of few threads a busy one "
         "does more, with one of many a question that comes alone is answered sooner. None: for a server as many as "
         "cores, 8 at the most, else one"
+    )  # fmt: skip
+    contexts: int = setting(
+        CONTEXTS, least=1, most=8, help="TensorRT's execution contexts: batches at a time on a GPU, each with memory "
+        "of its own. Two give more answers a second; with one an answer has the GPU for itself"
     )  # fmt: skip
 
 

@@ -239,7 +239,9 @@ def opener(config: ServerConfig) -> Opener:
         calls = config.calls or min(cores, MOST_CALLS)
         threads = config.threads or max(1, cores // calls)
         providers = list(config.providers) or None
-        session = Session.open(folder, config.runtime, providers, threads=threads, calls=calls)
+        session = Session.open(
+            folder, config.runtime, providers, threads=threads, calls=calls, contexts=config.contexts
+        )
         try:
             reader = Answerer(folder, session=session)
             batcher = Batcher(

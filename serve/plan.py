@@ -21,11 +21,13 @@ MOST_CACHE_BYTES = 1 << 30
 class Plan:
     """A deserialised plan with execution contexts, each with memory of its own for what lies between the layers.
 
-    What is run in different contexts may overlap on the GPU. Not for several threads at once.
+    What is run in different contexts may overlap on the GPU. Not for several threads at once. There are as many as were
+    asked for or, where memory is short, as there was room for; `note` tells of that.
     """
 
     def __init__(self, manifest: Manifest, fitted: Fitted, contexts: int) -> None:
-        """Raises: UserError where TensorRT refuses the plan, or it is not the one that engine.json describes."""
+        """contexts: at most. Raises: UserError where TensorRT refuses the plan, or it is not the one that engine.json
+        describes; RuntimeError without memory for a single context."""
         trt = fitted.trt
         self._log = tensorrt_flavour.logger(trt)
         self._runtime = trt.Runtime(self._log)
@@ -49,12 +51,15 @@ class Plan:
             self._expect(trt, manifest)
             config = self._config(trt)
             made = [self._engine.create_execution_context(config) for _ in range(contexts)]
+        self.contexts = [Context(context, self._log) for context in made if context is not None]
+        self.note = ""
         if None in made:
-            raise RuntimeError(
-                f"TensorRT made {contexts - made.count(None)} of {contexts} execution contexts: {_said(self._log)}; "
+            self.note = (
+                f"TensorRT made {len(self.contexts)} of {contexts} execution contexts: {_said(self._log)}; "
                 "an engine exported with a smaller --max-tokens or --max-batch needs less memory"
             )
-        self.contexts = [Context(context, self._log) for context in made]
+        if not self.contexts:
+            raise RuntimeError(self.note)
 
     def save_cache(self) -> None:
         """Keep the kernels made so far for the next process; a full disk costs that, and nothing else."""

@@ -29,6 +29,7 @@ from serve.manifest import Manifest
 from serve.packed import Packed, check
 
 RUNTIMES = ("auto", "tensorrt", "onnxruntime")
+CONTEXTS = 2  # of a plan, unless said
 Logits = tuple[np.ndarray, ...]  # the head's outputs, float32 [T, ...] (per token) or [B, ...] (per sequence) each
 
 
@@ -62,6 +63,7 @@ class Session(ABC):
         *,
         threads: int | None = None,
         calls: int = 1,
+        contexts: int = CONTEXTS,
     ) -> "Session":
         """Check an engine folder (`serve/manifest.py`) and open it.
 
@@ -74,6 +76,7 @@ class Session(ABC):
                 GPU is there, then the CPU.
             threads: ONNX Runtime's, of one call; None: the cores that this process may use, shared among the calls.
             calls: ONNX Runtime's at a time on a CPU; worth it where many batches are submitted.
+            contexts: TensorRT's: batches at a time on the GPU, each with memory of its own.
 
         Raises: UserError where the folder is damaged, or the runtime asked for does not fit.
         """
@@ -86,7 +89,7 @@ class Session(ABC):
             from serve.tensorrt_session import TensorrtSession
 
             try:
-                return TensorrtSession.opened(manifest, fitting.fit(manifest))
+                return TensorrtSession.opened(manifest, fitting.fit(manifest), contexts=contexts)
             except UserError as error:
                 if runtime == "tensorrt":
                     raise
@@ -116,7 +119,7 @@ class Session(ABC):
     def submit(self, batch: Packed) -> Ticket:
         """Begin a batch; on ONNX Runtime that computes it, on TensorRT it returns while the GPU is at work.
 
-        Any number may be under way; two of them overlap. Raises: UserError where the batch does not fit the engine.
+        Any number may be under way; `slots` of them overlap. Raises: UserError where the batch does not fit the engine.
         """
         check(batch, self.manifest)
         return Ticket(self._compute(batch))

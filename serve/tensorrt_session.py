@@ -1,4 +1,4 @@
-"""An engine on TensorRT: two batches at a time on the GPU, and no Python between their kernels.
+"""An engine on TensorRT: several batches at a time on the GPU, two unless said, and no Python between their kernels.
 
     slot 0   | copy in | compute 1           | copy out |        | copy in | compute 3 ...
     slot 1             | copy in | compute 2           | copy out |
@@ -7,7 +7,7 @@ A slot is a stream, an execution context, pinned buffers on the host and buffers
 batch, made once. Copies of one slot overlap the other's kernels, and so do kernels, of which few fill the GPU to their
 very end: BERT-large's windows one by one come to 1,590 a second on an H200, 1,236 before (`results/real_lengths.csv`);
 large batches gain a few percent at most. It costs a second context's memory, and a batch is done later where another
-one is beside it.
+one is beside it: `--contexts 1` is for whom that matters more.
 
 A batch is rounded up to a bucket (`serve/buckets.py`). The first batch of a bucket runs plainly, since TensorRT and the
 plugins prepare themselves for its shape then; later ones replay a CUDA graph, copies included, captured once for each
@@ -31,9 +31,8 @@ from serve.cuda import Cuda, CudaError
 from serve.fitting import Fitted, take_choices
 from serve.manifest import Manifest
 from serve.packed import Packed, check
-from serve.session import Logits, Session, Ticket
+from serve.session import CONTEXTS, Logits, Session, Ticket
 
-SLOTS = 2
 WARM = 2  # runs before those that a profile counts
 SCRATCH = 256 << 20  # bytes that a profile sets over and over to keep the GPU busy while the host prepares a run
 FILL_RATE = 8e12  # bytes a second that no GPU of today sets
@@ -66,14 +65,17 @@ class TensorrtSession(Session):
     memory = 2  # where the plan reads and writes, in DLPack's numbers: CUDA
 
     @classmethod
-    def opened(cls, manifest: Manifest, fitted: Fitted, most_graphs: int = MOST_GRAPHS) -> "TensorrtSession":
+    def opened(
+        cls, manifest: Manifest, fitted: Fitted, most_graphs: int = MOST_GRAPHS, contexts: int = CONTEXTS
+    ) -> "TensorrtSession":
         """Open the plan of a manifest that `fitting.fit` found to fit. Raises: UserError, CudaError."""
         from serve.plan import Plan
 
         cuda = Cuda()
         note = take_choices(manifest, fitted.gpu.name)
-        session = cls(manifest, Plan(manifest, fitted, SLOTS), cuda, most_graphs)
-        session._notes += [note] if note else []
+        plan = Plan(manifest, fitted, contexts)
+        session = cls(manifest, plan, cuda, most_graphs)
+        session._notes += [said for said in (note, plan.note) if said]
         with_plugins = f"plugins {', '.join(manifest.plugins)}" if manifest.plugins else "no plugins"
         atexit.register(_close, weakref.ref(session))  # TensorRT's objects must go before CUDA does
         session.device = fitted.gpu.name
@@ -90,6 +92,7 @@ class TensorrtSession(Session):
         self._buckets = Buckets(manifest)
         self._lock = threading.Lock()
         self._slots = [_Slot(cuda, context, self._buckets.largest()) for context in plan.contexts]
+        self.slots = len(self._slots)
         self._turn = 0
         self._seen: set[tuple[int, int]] = set()  # buckets that have run plainly
         self._graphs: OrderedDict[tuple[int, tuple[int, int]], Any] = OrderedDict()  # (slot, bucket's key) -> graph
@@ -148,17 +151,17 @@ class TensorrtSession(Session):
             cuda.finish(slot.stream)
 
     def warm(self, batches: Iterable[Packed], limit_s: float = float("inf")) -> None:
-        """See `Session`: each bucket runs plainly, then a graph is captured in either slot; no more than are kept."""
+        """See `Session`: each bucket runs plainly, then a graph is captured in every slot; no more than are kept."""
         begin, done = time.monotonic(), set[tuple[int, int]]()
         for batch in batches:
             key = self._buckets.of(batch).key
-            if key in done or all((place, key) in self._graphs for place in range(SLOTS)):
+            if key in done or all((place, key) in self._graphs for place in range(self.slots)):
                 continue
-            if (late := time.monotonic() - begin > limit_s) or len(done) >= max(self._most_graphs // SLOTS, 1):
+            if (late := time.monotonic() - begin > limit_s) or len(done) >= max(self._most_graphs // self.slots, 1):
                 why = f"{limit_s:g} s were over" if late else f"{self._most_graphs} graphs are kept at most"
                 self._notes.append(f"{len(done)} sizes were prepared, others not: {why}")
                 return
-            for _ in range(SLOTS + 1):
+            for _ in range(self.slots + 1):
                 self.run(batch)
             done.add(key)
 

@@ -135,13 +135,13 @@ class FakeCuda:
 
 
 class FakePlan:
-    """The methods of `serve.plan.Plan`, for the tiny engine, with two contexts."""
+    """The methods of `serve.plan.Plan`, for the tiny engine."""
 
-    def __init__(self, cuda: FakeCuda, *, fail_in_capture: bool = False) -> None:
+    def __init__(self, cuda: FakeCuda, *, fail_in_capture: bool = False, contexts: int = 2) -> None:
         self.cuda, self.fail_in_capture = cuda, fail_in_capture
         self.executed: list[tuple[int, int]] = []  # the keys of buckets, one for each time Python was called
         self.saved = 0
-        self.contexts = [FakeContext(self) for _ in range(2)]
+        self.contexts = [FakeContext(self) for _ in range(contexts)]
 
     def save_cache(self) -> None:
         self.saved += 1

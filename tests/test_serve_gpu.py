@@ -56,14 +56,15 @@ def difference(found, reference) -> float:
     return max(float(np.abs(ours - theirs).max()) for ours, theirs in zip(found, reference, strict=True))
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_mixed_batches_under_way_together_give_onnx_runtimes_logits(folder_of, name):
+@pytest.mark.parametrize(("name", "contexts"), [*((name, 2) for name in CASES), ("packed", 1), ("packed", 3)])
+def test_mixed_batches_under_way_together_give_onnx_runtimes_logits(folder_of, name, contexts):
     bound = 8 * TOLERANCE if name == "bfloat16" else TOLERANCE
     reference = Session.open(folder_of(name), "onnxruntime")
     batches = list(random_batches(60))
     expected = [reference.run(batch) for batch in batches]
-    with Session.open(folder_of(name), "tensorrt") as session:
+    with Session.open(folder_of(name), "tensorrt", contexts=contexts) as session:
         assert session.why.startswith("tensorrt_rtx ")
+        assert session.slots == contexts
         for _ in range(3):  # plainly, captured, replayed, shapes mixed
             tickets = [session.submit(batches[0])]
             for place, batch in enumerate(batches[1:]):

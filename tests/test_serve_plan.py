@@ -1,6 +1,7 @@
 """Opening a plan, against a TensorRT made of plain objects: what is asked of it, and what becomes of each refusal."""
 
 import gc
+import re
 import weakref
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -167,8 +168,15 @@ def test_a_plan_that_is_not_the_manifests_is_a_sentence(opened, engine, how, see
 
 def test_memory_that_is_enough_for_one_context_alone_is_told_with_what_would_need_less(opened):
     engine = Engine(PACKED | LOGITS, bounds())
+    assert not opened(engine).note
+    engine = Engine(PACKED | LOGITS, bounds())
     engine.most = 1
-    with pytest.raises(RuntimeError, match=r"made 1 of 2 execution contexts: .*smaller --max-tokens"):
+    plan = opened(engine)
+    assert len(plan.contexts) == 1
+    assert re.match(r"TensorRT made 1 of 2 execution contexts: .*smaller --max-tokens", plan.note)
+    plan.contexts[0].execute(77)
+    engine.most = 1  # and it has that one already
+    with pytest.raises(RuntimeError, match=r"made 0 of 2 execution contexts: .*smaller --max-tokens"):
         opened(engine)
 
 

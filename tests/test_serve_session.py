@@ -9,11 +9,15 @@ import pytest
 import serve_kit
 
 from configs.errors import UsageError, UserError
-from serve import fitting, gpu, onnx_session, packed
+from serve import __main__ as answering
+from serve import bench, engines, fitting, gpu, onnx_session, packed
+from serve.bench import BenchConfig
+from serve.config import ServeConfig, ServerConfig
 from serve.gpu import Gpu
 from serve.manifest import read
 from serve.packed import Packed, cut
 from serve.session import Session
+from serve.tensorrt_session import TensorrtSession
 
 
 @pytest.fixture(scope="module")
@@ -266,3 +270,24 @@ def _dataset():
 
     passage = serve_kit.PASSAGE + " " + "the notes . " * 8
     return Dataset([Example("0", "", passage, serve_kit.QUESTION, (), True)], "2.0")
+
+
+@pytest.mark.parametrize("said", [{}, {"contexts": 1}, {"contexts": 3}])
+def test_every_way_to_open_an_engine_has_the_contexts_that_were_asked_for(folders, monkeypatch, said):
+    given = []
+
+    def opened(manifest, fitted, **how):
+        given.append(how["contexts"])
+        raise UserError("far enough")
+
+    monkeypatch.setattr(fitting, "fit", lambda manifest: None)
+    monkeypatch.setattr(TensorrtSession, "opened", opened)
+    how = {"engine": str(folders["packed"]), "runtime": "tensorrt"} | said
+    ways = (
+        lambda: answering.main(ServeConfig(question="a", context="b", **how)), lambda: bench.main(BenchConfig(**how)),
+        lambda: engines.opener(ServerConfig(port=0, **how))("tiny", folders["packed"]),
+    )  # fmt: skip
+    for way in ways:
+        with pytest.raises(UserError, match="far enough"):
+            way()
+    assert given == [said.get("contexts", 2)] * 3

@@ -32,7 +32,7 @@ def manifests(tmp_path_factory):
 
 def session(manifest, seed=0, **how):
     cuda = FakeCuda(seed)
-    plan = FakePlan(cuda, fail_in_capture=how.pop("fail_in_capture", False))
+    plan = FakePlan(cuda, fail_in_capture=how.pop("fail_in_capture", False), contexts=how.pop("contexts", 2))
     return TensorrtSession(manifest, plan, cuda, **how), cuda, plan
 
 
@@ -42,10 +42,10 @@ def assert_right(found, batch):
 
 
 @pytest.mark.parametrize("layout", ["packed", "padded"])
-@pytest.mark.parametrize("seed", range(6))
-def test_batches_under_way_together_get_their_own_logits_whatever_the_gpu_does_first(manifests, layout, seed):
+@pytest.mark.parametrize(("seed", "contexts"), [*((seed, 2) for seed in range(6)), (6, 1), (7, 3)])
+def test_batches_under_way_together_get_their_own_logits_whatever_the_gpu_does_first(manifests, layout, seed, contexts):
     random = np.random.default_rng(seed)
-    tested, _, _ = session(manifests[layout], seed)
+    tested, _, _ = session(manifests[layout], seed, contexts=contexts)
     waiting = []
     for _ in range(60):
         batch = serve_kit.random_batch(random)
@@ -58,21 +58,23 @@ def test_batches_under_way_together_get_their_own_logits_whatever_the_gpu_does_f
         assert_right(tested.result(ticket), batch)
 
 
-def test_a_stream_makes_the_next_batch_while_both_slots_are_at_work_and_keeps_the_order(manifests):
-    tested, _, _ = session(manifests["packed"])
+@pytest.mark.parametrize("contexts", [1, 2, 3])
+def test_a_stream_makes_the_next_batch_while_all_slots_are_at_work_and_keeps_the_order(manifests, contexts):
+    tested, _, _ = session(manifests["packed"], contexts=contexts)
+    assert tested.slots == contexts
     random, made, fetched = np.random.default_rng(0), [], 0
 
     def batches():
         for number in range(9):
             if number:
-                assert len(made) - fetched >= min(number, tensorrt_session.SLOTS)
+                assert len(made) - fetched >= min(number, contexts)
             made.append(serve_kit.random_batch(random))
             yield made[-1]
 
     for logits in tested.stream(batches()):
         assert_right(logits, made[fetched])
         fetched += 1
-        assert len(made) - fetched <= tensorrt_session.SLOTS
+        assert len(made) - fetched <= contexts
     assert fetched == len(made) == 9
     assert list(tested.stream([])) == []
 

@@ -21,7 +21,7 @@ def folders(tmp_path_factory):
 
 def opened(folder, **how):
     cuda = FakeCuda(0)
-    plan = FakePlan(cuda)
+    plan = FakePlan(cuda, contexts=how.pop("contexts", 2))
     return TensorrtSession(read(folder), plan, cuda, **how), plan
 
 
@@ -52,8 +52,9 @@ def test_every_bucket_that_a_batch_falls_into_is_among_the_sizes(folders, layout
     assert seen <= set(keys)
 
 
-def test_a_batcher_has_what_its_batches_need_when_it_opens(folders):
-    session, plan = opened(folders["packed"])
+@pytest.mark.parametrize("contexts", [1, 2, 4])
+def test_a_batcher_has_what_its_batches_need_when_it_opens(folders, contexts):
+    session, plan = opened(folders["packed"], contexts=contexts)
     with Batcher(Reader(folders["packed"], session=session), token_budget=200) as batcher:
         before = len(plan.executed)
         assert before
