@@ -17,6 +17,7 @@ from serve.load_search import measured, summary
 from serve.reader import Reader
 
 CLIENTS = 32  # of the closed loop that says where to begin looking
+CROWD_S = 2.0  # from which on a closed loop without any answer is not tried again
 ONE_CLIENT = 300  # questions
 LONGER = 4  # times --seconds, that a low rate may be tried: few requests tell no p99
 TRIES = 4  # rates between the last borne and the first missed: a rate to 6 %
@@ -61,9 +62,15 @@ def highest(config: Any, url: str, found: Callable[[dict], dict]) -> list[dict]:
         send = lambda job: run(job, config.processes)  # noqa: E731
         return found(measured(send, replace(job, rate=rate), config.p99_ms, LONGER * config.seconds))
 
-    crowd = replace(job, clients=CLIENTS, seconds=min(config.seconds, 2.0))
-    first = max(summary(run(crowd, 1), crowd)["answers_per_s"], 1.0) / 2
+    first = begin_at(replace(job, clients=CLIENTS, seconds=min(config.seconds, 2.0)))
     return search(measure, first, lambda row: row["borne"], TRIES)[1]
+
+
+def begin_at(crowd: Job) -> float:
+    """Half the rate of a closed loop; one that was too short for a single answer says nothing, and is made longer."""
+    while not (rate := summary(run(crowd, 1), crowd)["answers_per_s"]) and crowd.seconds < CROWD_S:
+        crowd = replace(crowd, seconds=4 * crowd.seconds)
+    return max(rate, 1.0) / 2
 
 
 @contextmanager

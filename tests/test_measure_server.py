@@ -11,7 +11,7 @@ from configs import options
 from configs.errors import UserError
 from scripts import measure_server, measure_server_http, measure_server_rows
 from serve.batcher import Batcher
-from serve.load_clients import Job
+from serve.load_clients import Job, Sent
 from serve.reader import Reader
 
 
@@ -152,3 +152,19 @@ def test_servers_of_several_processes_are_measured_where_asked_for(root, monkeyp
     assert asked == [None, 2, 4]
     assert [row["batches"] for row in told["best"] if row["over_http"]] == ["tokens", "tokens, 2 workers",
                                                                             "tokens, 4 workers"]  # fmt: skip
+
+
+@pytest.mark.parametrize(("needed", "rate", "tried"), [
+    (0.05, 100.0, [0.1]), (0.3, 25.0, [0.1, 0.4]), (9.0, 0.5, [0.1, 0.4, 1.6, 6.4]),
+])  # fmt: skip
+def test_a_closed_loop_too_short_for_an_answer_is_made_longer(monkeypatch, needed, rate, tried):
+    """On a busy machine 0.1 s went by without one, and the search began, and ended, at half a request a second."""
+    seen = []
+
+    def run(job, processes):
+        seen.append(job.seconds)
+        return [Sent(job.seconds / 4, 1.0, 200)] * 15 if job.seconds > needed else []
+
+    monkeypatch.setattr(measure_server_http, "run", run)
+    assert measure_server_http.begin_at(Job("http://here", {}, [], 32, None, 0.1, 0)) == rate
+    assert seen == pytest.approx(tried)
