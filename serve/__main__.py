@@ -14,7 +14,6 @@ from configs import command
 from configs.errors import UserError
 from serve.answerer import Answerer
 from serve.config import ServeConfig
-from serve.session import Session
 
 AROUND = 300  # characters of the passage shown on either side of an answer
 MOST_BYTES = 64 * 1024**2  # of --context-file
@@ -26,11 +25,7 @@ def main(config: ServeConfig) -> dict:
         from serve import listen
 
         return listen.run(config)
-    session = Session.open(
-        config.engine, config.runtime, list(config.providers) or None, threads=config.threads, calls=config.calls or 1,
-        contexts=config.contexts,
-    )  # fmt: skip
-    with session:
+    with config.open() as session:
         print(f"runtime: {session.why}", flush=True)
         engine = Answerer(config.engine, session=session)
         if config.data is not None:

@@ -90,11 +90,7 @@ class BenchConfig(EngineConfig):
 def main(config: BenchConfig) -> dict:
     if config.compare is not None:
         return compare(config)
-    session = Session.open(
-        config.engine, config.runtime, list(config.providers) or None, threads=config.threads, calls=config.calls or 1,
-        contexts=config.contexts,
-    )  # fmt: skip
-    with session:
+    with config.open() as session:
         print(f"runtime: {session.why}\ndevice: {session.device}", flush=True)
         if config.profile:
             return {"out": None, "metrics": {"runtime": session.why, "plugins_us": profile(session, config)}}

@@ -75,8 +75,8 @@ def full(session: Session, config: Any) -> Iterator[Case]:
             except UserError as error:
                 print(f"left out: {count} x {length} ({error})")
                 continue
-            for _ in range(session.slots + 1):
-                session.run(batches[0])
+            session.warm(batches[:1])
+            session.run(batches[0])
             row = {"case": "full", "text": "no", "batch": count, "length": length}
             yield Case(row, count, count * length, _one_by_one(session, batches), _pipelined(session, batches))
 
@@ -120,8 +120,7 @@ def real(reader: Reader, config: Any) -> Iterator[Case]:
         row("window", "no", 1), 1, float(features.length.mean()), _one_by_one(session, alone),
         _pipelined(session, alone),
     )  # fmt: skip
-    for _ in range(session.slots + 1):
-        reader.answer(*pairs[order[0]])
+    reader.answer(*pairs[order[0]])
     yield Case(row("question", "yes", windows), windows, tokens, ask, _again(ask))
     in_batches = sum(batch.tokens for batch in batches) / len(batches)
     each = sum(map(len, batches)) / len(batches)

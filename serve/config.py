@@ -5,7 +5,7 @@ from typing import Literal
 
 from configs.errors import UsageError
 from configs.options import setting
-from serve.session import CONTEXTS, RUNTIMES
+from serve.session import CONTEXTS, RUNTIMES, Session
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,13 @@ class EngineConfig:
         CONTEXTS, least=1, most=8, help="TensorRT's execution contexts: batches at a time on a GPU, each with memory "
         "of its own. Two give more answers a second; with one an answer has the GPU for itself"
     )  # fmt: skip
+
+    def open(self) -> Session:
+        """The engine, opened as told. Raises: UserError as `Session.open`."""
+        return Session.open(
+            self.engine, self.runtime, list(self.providers) or None, threads=self.threads, calls=self.calls or 1,
+            contexts=self.contexts,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
