@@ -131,6 +131,8 @@ def calibrate(
         f"calibration: {len(left)} of {len(decisions)} products in {format}, {100 * share:.0f} % of their arithmetic; "
         f"error {100 * reached:.2f} % of {100 * error:g} % allowed"
     )
+    if not left:
+        say(f"calibration: so nothing of this engine is {format}: it computes what --precision {BASE} does")
     report = {
         "format": format, "calibrated_on": questions.dataset.source, "questions": len(questions.dataset.examples),
         "windows": {"ranges": len(fitted), "choice": len(held)}, "method": method, "errors": methods,
