@@ -218,8 +218,10 @@ def main(config: BenchConfig) -> dict:
             metrics = table(rows)
     if left_out:
         print(f"left out for lack of time (--minutes {config.minutes:g}): {'; '.join(left_out)}")
-    if bad := [f"{row['size']} {row['shape']} {row['variant']}" for row in rows if row["verdict"] != "right"]:
-        raise UserError(f"wrong or failed: {'; '.join(bad)}; the rows in {config.out} say more")
+    if bad := [row for row in rows if row["verdict"] != "right"]:
+        keys = ("size", "shape", "variant", "gelu", "verdict", "worst_error")
+        named = [" ".join(row[key] for key in keys if key in row) for row in bad]
+        raise UserError(f"wrong or failed: {'; '.join(named)}. The rows are in {config.out}")
     return {"out": config.out, "metrics": metrics}
 
 
@@ -277,7 +279,7 @@ def append(path: Path, rows: list[dict]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = not path.exists()
     with open(path, "a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         if fresh:
             writer.writeheader()
         writer.writerows(rows)

@@ -1,15 +1,9 @@
-"""A GPU, its driver and a TensorRT made of plain objects, for the tests of scripts/bench_engine.py; and what a process
-of its own has to say."""
+"""A GPU, its driver and a TensorRT made of plain objects, for the tests of scripts/bench_engine.py."""
 
-import subprocess
-import sys
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
-
-ROOT = Path(__file__).parent.parent
 
 
 class Gpu:
@@ -104,11 +98,3 @@ def fake_trt(context):
         CudaGraphStrategy=SimpleNamespace(DISABLED="disabled"),
     )  # fmt: skip
     return trt
-
-
-def alone(arguments: list[str]) -> str:
-    """stdout of Python in a process of its own: PyTorch beside other tests' TensorFlow has died of a signal, and all
-    tests after it with it. Raises: AssertionError with the output's end where it fails."""
-    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"ended with {done.returncode}: {done.stdout[-500:]} {done.stderr[-1500:]}"
-    return done.stdout

@@ -8,7 +8,8 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from bench_engine_kit import FakeContext, Gpu, alone, fake_trt
+from bench_engine_kit import FakeContext, Gpu, fake_trt
+from own_process import alone
 
 from configs.errors import UsageError, UserError
 from model.config import BertConfig
@@ -255,7 +256,8 @@ def test_what_is_wrong_or_fails_is_a_row_that_says_so_and_an_error_after_all_the
     assert verdicts["no plugins, no mask, one plan for all shapes"] == "right"
     assert len(rows) == 10
     assert all(row["tensorrt"].endswith("parser 1.2.3") for row in rows)
-    assert "wrong or failed: tiny 2x16 all plugins, packed" in said
+    assert "wrong or failed: tiny 2x16 all plugins, packed erf failed: ValueError: no such algorithm; " in said
+    assert "; tiny 2x16 no plugins, no mask erf wrong " in said
 
 
 def test_what_is_to_be_left_out_is_not_opened(bench):
@@ -290,10 +292,9 @@ def test_settings_that_are_none_are_refused(wrong):
 def test_a_small_size_is_right_on_this_gpu(tmp_path):
     peers = "torch" if importlib.util.find_spec("torch") else "none"  # no dependency: make setup does not install it
     program = (
-        "from model.config import BertConfig; from scripts import bench_engine\n"
-        f"bench_engine.NAMED['tiny'] = {SIZES!r}\n"
-        f"config = bench_engine.BenchConfig({str(tmp_path / 'engine.csv')!r}, ('tiny',), ('2x16', '3x8'), minutes=5, "
-        f"peers={peers!r})\n"
-        "assert 'tiny 3x8' in bench_engine.main(config)['metrics']"
+        "from model.config import BertConfig; from scripts import bench_engine as bench\n"
+        f"bench.NAMED['tiny'] = {SIZES!r}; out = {str(tmp_path / 'engine.csv')!r}\n"
+        f"config = bench.BenchConfig(out, ('tiny',), ('2x16', '3x8'), minutes=5, peers={peers!r})\n"
+        "assert 'tiny 3x8' in bench.main(config)['metrics']"
     )
     alone(["-c", program])

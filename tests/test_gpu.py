@@ -86,7 +86,8 @@ def test_blocks_compiled_by_xla_drop_the_same_probabilities_in_both_directions(l
 
 
 def test_fused_attention_never_holds_the_scores():
-    shape, lengths = (16, 512, 16, 64), tf.fill((16,), 512)
+    # Scores are 256 MiB; the gradient with its tensors and cuDNN's scratch takes 144, and as much at 16 x 512 tokens.
+    shape, lengths = (8, 1024, 16, 64), tf.fill((8,), 1024)
     query = drawn(shape, tf.float16, 1)
 
     @tf.function(jit_compile=True, autograph=False)
@@ -101,5 +102,5 @@ def test_fused_attention_never_holds_the_scores():
     before = tf.config.experimental.get_memory_info("GPU:0")["current"]
     both(query)
     peak = tf.config.experimental.get_memory_info("GPU:0")["peak"] - before
-    scores_bytes = 16 * 16 * 512 * 512 * 2
+    scores_bytes = 8 * 16 * 1024 * 1024 * 2
     assert peak < scores_bytes, f"{peak / 2**20:.0f} MiB against {scores_bytes / 2**20:.0f} MiB of scores"

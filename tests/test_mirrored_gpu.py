@@ -1,9 +1,11 @@
 """All GPUs of a machine, as many as there are, learn what one learns from the same batches. `make test-gpu`."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from own_process import alone
 
 from heads import default
 from model.config import NAMED
@@ -11,7 +13,7 @@ from model.heads import HeadModel
 from scripts.bench_train_step import Variant, on_devices, random_rows
 from train import precision
 from train.config import TrainConfig
-from train.hardware import Hardware, prepare, use_fused_attention
+from train.hardware import Hardware, use_fused_attention
 from train.prepare import make_step
 
 pytestmark = pytest.mark.gpu
@@ -53,4 +55,9 @@ def compare(mirrored: Hardware, compute: str, xla: bool, report_bound: float, we
 
 @pytest.mark.parametrize(("compute", "report_bound", "weight_bound"), [("float16", 2e-2, 0.2), ("float32", 2e-3, 0.05)])
 def test_all_gpus_have_the_losses_and_weights_of_one_with_the_same_batch(compute, report_bound, weight_bound):
-    compare(prepare("gpu", "mirrored", False, 1), compute, True, report_bound, weight_bound)
+    program = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from test_mirrored_gpu import compare\nfrom train.hardware import prepare\n"
+        f"compare(prepare('gpu', 'mirrored', False, 1), {compute!r}, True, {report_bound}, {weight_bound})"
+    )
+    alone(["-c", program])

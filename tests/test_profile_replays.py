@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from bench_engine_kit import alone
+from own_process import alone
 
 from configs.errors import UsageError
 from scripts import profile_replays
