@@ -204,6 +204,7 @@ class Batcher:
         """Give a request its answer or error, once; without the lock, since a future's callbacks are others' code."""
         if not self._leave(request):
             return
+        error = error or (DeadlinePassed() if request.late() else None)  # perhaps sooner than `_watch` says it
         future = request.future
         del request.future  # which knows the request: without the ring both are gone at once, and no garbage
         if not future.set_running_or_notify_cancel():
@@ -256,7 +257,7 @@ class Batcher:
                     continue
                 request = self._deadlines.pop()
             if request:
-                self._settle(request, error=DeadlinePassed("the answer was not there by its deadline"))
+                self._settle(request, error=DeadlinePassed())
 
     def _serve_texts(self) -> None:
         """Threads: text to windows, and outputs to a response; that first, since somebody's wait ends with it."""

@@ -23,6 +23,9 @@ class QueueFull(Exception):  # noqa: N818
 class DeadlinePassed(Exception):  # noqa: N818
     """There was no answer by the request's deadline."""
 
+    def __init__(self, said: str = "the answer was not there by its deadline") -> None:
+        super().__init__(said)
+
 
 class Draining(Exception):  # noqa: N818
     """The server is stopping."""
@@ -111,6 +114,9 @@ class Request:
         self.outputs[index] = outputs
         self._report = report
         return not self.left
+
+    def late(self) -> bool:
+        return self.deadline is not None and time.perf_counter() >= self.deadline
 
     def forget(self) -> None:
         """Its arrays; entries of queues may live on for a while."""

@@ -28,7 +28,7 @@ async def outcome(request: Request, future: "Future[T]", deadline_ms: float) -> 
             return answer.result()
         if left in done:
             raise ClientDisconnect
-        raise DeadlinePassed("the answer was not there by its deadline")
+        raise DeadlinePassed
     finally:
         left.cancel()
         answer.cancel()

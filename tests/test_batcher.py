@@ -202,6 +202,14 @@ def test_a_deadline_is_told_when_it_passes_though_the_device_hangs(reader):
     assert sum(map(len, gate.batches)) == 1  # the late one was not computed
 
 
+def test_an_answer_that_comes_after_its_deadline_is_none(reader, monkeypatch):
+    monkeypatch.setattr(Batcher, "_watch", lambda self: None)  # as if that thread were slower than the device
+    with Batcher(reader) as batcher:
+        with pytest.raises(DeadlinePassed, match="by its deadline"):
+            batcher.submit(ASK, deadline_ms=0.001).result(5)
+        assert (batcher.stats()["expired"], batcher.stats()["answered"]) == (1, 0)
+
+
 def test_the_queue_is_bounded_and_a_cancelled_request_makes_room_at_once(reader):
     gate = Gate(reader.session)
     with Batcher(reader, token_budget=160, queue_limit_tokens=60) as batcher:
