@@ -26,6 +26,7 @@ from plugins.launch import Launch, Prepared, load
 from plugins.tensorrt_values import Axis, Fields, dtype_names, value_of
 
 Run = Callable[[int, Sequence[int], int], None]  # (stream, addresses of inputs then outputs, workspace address)
+WORKSPACE_ALIGNMENT = 256  # bytes: of a run's workspace. TensorRT places it at multiples of 128; cuBLASLt refuses those
 REMEMBERED = 64  # shapes whose launches stay packed, per instance
 ACTIVATIONS = ("float16", "bfloat16")  # what "A" may be
 
@@ -67,7 +68,8 @@ class Plugin(ABC):
         """What to launch for known shapes of inputs and outputs. kernels[name].constants are those compiled in."""
 
     def workspace(self, shapes: Mapping[str, tuple[int, ...]], dtype: str) -> int:
-        """Bytes of scratch memory that a run with shapes up to these needs; `launches` may name it "workspace"."""
+        """Bytes of scratch memory that a run with shapes up to these needs; `launches` may name it "workspace". A run
+        finds it at a multiple of WORKSPACE_ALIGNMENT."""
         return 0
 
     def load(self) -> None:
@@ -210,7 +212,8 @@ def _bound_class(trt: Any, kind: type[Plugin]) -> type:
         def get_workspace_size(self, inputs: Any, outputs: Any) -> int:
             largest = [tuple(tensor.max) for tensor in [*inputs, *outputs]]
             dtype = dtype_of[[*inputs, *outputs][first].desc.type]
-            return self.plugin.workspace(dict(zip(names, largest, strict=True)), dtype)
+            size = self.plugin.workspace(dict(zip(names, largest, strict=True)), dtype)
+            return size and size + WORKSPACE_ALIGNMENT  # with room to begin at the next multiple
 
         def get_valid_tactics(self) -> list:
             return []
@@ -243,6 +246,7 @@ def _bound_class(trt: Any, kind: type[Plugin]) -> type:
         def enqueue(self, _: Any, __: Any, inputs: Any, outputs: Any, workspace: int, stream: int) -> None:
             with _logged(kind.op):
                 run = self.prepared()
+                workspace += -workspace % WORKSPACE_ALIGNMENT
                 if (record := profile.current()) is None:
                     run(stream, [*inputs, *outputs], workspace)
                     return

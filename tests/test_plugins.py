@@ -64,6 +64,23 @@ def test_instances_keep_the_kernels_of_the_engine_they_were_opened_with(trt):
     assert [instance.plugin.kernels.where for instance in opened] == ["first", "second"]
 
 
+def test_a_run_finds_its_workspace_at_a_multiple_of_what_cublaslt_wants_and_all_of_it(trt):
+    bound = registration._bound_class(trt, plugins.plugin("linear"))(plugins.plugin("linear")({}))
+    sizes = {"x": (32, 64), "weight": (64, 96), "bias": (96,), "y": (32, 96)}
+    tensors = [SimpleNamespace(max=size, desc=SimpleNamespace(type=trt.float16)) for size in sizes.values()]
+    asked, needed = bound.get_workspace_size(tensors[:3], tensors[3:]), bound.plugin.workspace(sizes, "float16")
+    found = []
+    bound.shapes = ("float16", *sizes.values())
+    bound.ready[bound.shapes] = lambda stream, addresses, workspace: found.append((stream, addresses, workspace))
+    for placed in (0x7F0000001080, 0x7F0000001000, 0x7F0000001001):  # TensorRT-RTX 1.7 has been seen to give the first
+        bound.enqueue(None, None, [16, 32, 48], [64], placed, 5)
+        stream, addresses, workspace = found[-1]
+        assert (stream, addresses, workspace % 256) == (5, [16, 32, 48, 64], 0)
+        assert placed <= workspace <= placed + asked - needed
+    gelu = registration._bound_class(trt, Gelu)(Gelu({}))
+    assert gelu.get_workspace_size(tensors[:1], tensors[:1]) == 0
+
+
 def test_attributes_survive_being_serialised(trt):
     with registration.registered(trt, ["gelu", "skip_layer_norm"]):
         for op, values in (("gelu", {"approximate": "tanh"}), ("skip_layer_norm", {"epsilon": 0.25})):

@@ -16,6 +16,7 @@ import numpy as np
 from plugins.launch import check, driver
 from plugins.linear.choices import Choices
 from plugins.linear.product import Product
+from plugins.registration import WORKSPACE_ALIGNMENT
 
 WORKSPACE = 32 << 20  # bytes: what NVIDIA advises for 9.0 and later; shared by all layers of an engine
 ALIGNMENT = 16  # bytes: what the algorithms may rely on, and a call checks
@@ -68,15 +69,18 @@ class Matmul:
     def __call__(
         self, stream: int, x: int, weight: int, bias: int, y: int, workspace: int, residual: int | None = None
     ) -> None:
-        """Enqueue on a stream, all by address; workspace has WORKSPACE bytes. May be captured into a CUDA graph.
+        """Enqueue on a stream, all by address; workspace has WORKSPACE bytes from a multiple of WORKSPACE_ALIGNMENT.
+        May be captured into a CUDA graph.
 
         residual [T, M] is for a product with `skip`, and is not y: algorithms are timed more than once.
 
         The first call for a size class that is not being captured waits for the stream and times the candidates.
         """
         c = residual if self.product.skip and residual is not None else y * self._in_place
-        if (x | weight | bias | y | workspace | c) % ALIGNMENT:
+        if (x | weight | bias | y | c) % ALIGNMENT:
             raise ValueError(f"{self.product}: an address is not a multiple of {ALIGNMENT}")
+        if workspace % WORKSPACE_ALIGNMENT:  # cuBLASLt says "invalid value", and not of what
+            raise ValueError(f"{self.product}: workspace {workspace:#x} is not a multiple of {WORKSPACE_ALIGNMENT}")
         self._point("BIAS_POINTER", bias)
         call = (weight, x, c, y, workspace)
         if not self._chosen:

@@ -106,7 +106,7 @@ class NumpyCublasLt:
         told = self.live[descriptor]
         layouts = [self.live[layout] for layout in (a_layout, b_layout, c_layout, d_layout)]
         assert not (why := self._why_not(told, *layouts)), why
-        if c == d and layouts[2] != layouts[3]:
+        if workspace % 256 or (c == d and layouts[2] != layouts[3]):  # as seen of 13.x on an H200
             raise NumpyCublasLtError("CUBLAS_STATUS_INVALID_VALUE")
         left, right = self._matrix(a, a_layout), self._matrix(b, b_layout)
         after = self._matrix(d, d_layout)

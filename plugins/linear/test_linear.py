@@ -55,8 +55,8 @@ def model(monkeypatch, tmp_path):
 
 
 def aligned(array):
-    buffer = np.full(array.nbytes + 32, 0xFF, np.uint8)
-    start = -buffer.ctypes.data % 16
+    buffer = np.full(array.nbytes + 256, 0xFF, np.uint8)
+    start = -buffer.ctypes.data % 256
     inner = buffer[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
     inner[...] = array
     return inner
@@ -70,7 +70,7 @@ def run(op, given, dtype, prepared=None, **attributes):
     y = aligned(np.full(shapes["y"], np.nan, legs.DTYPES[dtype]))
     tensors = [*map(aligned, given.values()), y]
     call = prepared or made.prepare(shapes, dtype)
-    workspace = aligned(np.zeros(made.workspace(shapes, dtype) if attributes else 0, np.uint8))
+    workspace = aligned(np.zeros(made.workspace(shapes, dtype) if attributes else 1, np.uint8))
     call(STREAM, [tensor.ctypes.data for tensor in tensors], workspace.ctypes.data)
     return y.astype(np.float64), call
 
@@ -229,6 +229,8 @@ def test_a_product_that_cublaslt_refuses_is_named(model, monkeypatch):
     call = matmul.Matmul(Product(4, 16, 8, "bfloat16", gelu=False))
     with pytest.raises(ValueError, match="not a multiple of 16"):
         call(STREAM, 16, 32, 24, 64, 0)
+    with pytest.raises(ValueError, match="workspace 0x80 is not a multiple of 256"):
+        call(STREAM, 16, 32, 48, 64, 128)
 
     def broken(*_):
         raise library.cuBLASLtError("CUBLAS_STATUS_EXECUTION_FAILED")
