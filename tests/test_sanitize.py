@@ -1,4 +1,4 @@
-"""plugins/sanitize.py without a GPU: which cases are launched, with which limits, and what is said of a wrong result."""
+"""plugins/sanitize.py without a GPU: what is launched, with which limits, and what it says of a wrong result."""
 
 import json
 import sys
@@ -42,7 +42,7 @@ def test_every_case_is_launched_with_one_algorithm_and_again_as_if_of_many_token
     of = {op: [case for case in launched if case[0] == op] for op in ("gelu", "linear8_gelu8")}
     assert {case[1] for case in of["gelu"]} <= {case.name for case in legs.cases("gelu")}
     assert {case[4] for case in of["linear8_gelu8"]} == {before[1], 0}
-    assert (matmul.CANDIDATES, linear8.FEW_TOKENS) == before
+    assert before == (matmul.CANDIDATES, linear8.FEW_TOKENS)
 
 
 def test_a_wrong_result_is_told_and_is_the_exit_code(launched, monkeypatch, capsys):
