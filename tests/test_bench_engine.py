@@ -222,12 +222,12 @@ def bench(monkeypatch, tmp_path):
 
 def test_a_run_times_everything_in_order_and_says_how_many_times_faster(bench, capsys):
     result, rows, opened = bench()
-    assert [row["shape"] for row in rows] == ["2x16"] * 5 + ["3x8"] * 5 + ["2x16"] * 7 + ["3x8"] * 7 + ["2x16"] * 4 + [
-        "3x8"
-    ] * 4
+    groups = [shape for count in (5, 6, 4) for shape in ["2x16"] * count + ["3x8"] * count]
+    assert [row["shape"] for row in rows] == groups
     assert {row["verdict"] for row in rows} == {"right"}
-    left_out = {f"without {name}" for name in ALL if name != "skip_layer_norm"}
-    assert {row["variant"] for row in rows} >= left_out | {"no plugins, mask"}
+    left_out = {f"without {name}" for name in ALL if name not in ("skip_layer_norm", "gelu")}  # in no plan of all
+    assert {row["variant"] for row in rows if row["variant"].startswith("without ")} == left_out
+    assert any(row["variant"] == "no plugins, mask" for row in rows)
     assert {float(row["p50_ms"]) for row in rows if "no plugins" in row["variant"]} == {4.0}
     times = result["metrics"]["tiny 2x16"]["all plugins, packed, tanh"]
     assert (times["ms"], times["times_none"]) == (2.0, 2.0)
