@@ -55,7 +55,7 @@ def execute(trt: Any, plan: bytes, inputs: dict[str, np.ndarray], outputs: list[
 
     def must(done: Any, what: str) -> Any:
         if not done:
-            raise RuntimeError(f"TensorRT refused {what}: {log.errors[-1] if log.errors else 'it gave no reason'}")
+            raise RuntimeError(f"TensorRT refused {what}: {tensorrt_flavour.reason(log)}")
         return done
 
     runtime = trt.Runtime(log)

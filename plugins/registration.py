@@ -20,7 +20,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
-from plugins import DOMAIN, OPS, VERSION, ops_of, plugin, profile
+from plugins import DOMAIN, OPS, VERSION, ops_of, plugin, profile, tensorrt_flavour
 from plugins.kernels import KernelSet
 from plugins.launch import Launch, Prepared, load
 from plugins.tensorrt_values import Axis, Fields, dtype_names, value_of
@@ -261,9 +261,10 @@ def _bound_class(trt: Any, kind: type[Plugin]) -> type:
 
 @contextlib.contextmanager
 def _logged(op: str) -> Iterator[None]:
-    """An exception inside goes on its way, and into the log of this process."""
+    """An exception inside goes on its way, and into the log of this process and what TensorRT's loggers have heard."""
     try:
         yield
     except Exception as error:
         logging.error("plugin %s: %s: %s", op, type(error).__name__, error)
+        tensorrt_flavour.tell(op, error)
         raise

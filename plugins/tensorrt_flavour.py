@@ -107,6 +107,8 @@ def logger(trt: Any, *, verbose: bool = False) -> Any:
 _loggers: list[Any] = []
 MOST_MESSAGES = 50  # that a logger keeps, the latest
 ABOUT_ITSELF = "differs from one already registered"
+PLUGIN = "plugin "  # how a message of ours begins
+AROUND_A_PLUGIN = 3  # messages, ours and TensorRT's after it; those before are of something else
 
 
 @functools.cache
@@ -123,11 +125,27 @@ def _logger_class(trt: Any) -> type:
                 if each.verbose:
                     print(f"[{severity.name}] {message}", flush=True)
                 if severity <= trt.ILogger.Severity.WARNING and ABOUT_ITSELF not in message:
-                    kept = each.warnings if severity == trt.ILogger.Severity.WARNING else each.errors
-                    kept.append(message)
-                    del kept[:-MOST_MESSAGES]
+                    _keep(each.warnings if severity == trt.ILogger.Severity.WARNING else each.errors, message)
 
     return Logger
+
+
+def _keep(kept: list[str], message: str) -> None:
+    kept.append(message)
+    del kept[:-MOST_MESSAGES]
+
+
+def tell(op: str, error: Exception) -> None:
+    """All loggers hear what a plugin of ours raised: of that TensorRT says only that there was something."""
+    for each in list(_loggers):
+        _keep(each.errors, f"{PLUGIN}{op}: {type(error).__name__}: {error}")
+
+
+def reason(log: Any) -> str:
+    """Why TensorRT refused what it was asked, from what its logger heard last; first what a plugin of ours said."""
+    last = log.errors[-AROUND_A_PLUGIN:]
+    said = [message for message in last if message.startswith(PLUGIN)][-1:] + last[-1:]
+    return "; ".join(" ".join(message.split())[:300] for message in dict.fromkeys(said)) or "it gave no reason"
 
 
 def _preload_parser() -> None:

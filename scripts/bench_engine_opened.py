@@ -19,7 +19,7 @@ class Opened:
         with registration.registered(trt, names, kernels):
             self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
-            raise RuntimeError(f"TensorRT cannot read the plan it built: {self._said()}")
+            raise RuntimeError(f"TensorRT cannot read the plan it built: {tensorrt_flavour.reason(self._log)}")
 
     def entrant(self, device: Device, given: dict[str, np.ndarray], shape: tuple[int, int], dtype: Any) -> Entrant:
         """`entrant_of` for an encoder without a head; its output is the array."""
@@ -38,7 +38,7 @@ class Opened:
         with registration.registered(self._trt, self._names, self._kernels):
             context = self._engine.create_execution_context(config)
         if context is None:
-            raise RuntimeError(f"TensorRT made no execution context: {self._said()}")
+            raise RuntimeError(f"TensorRT made no execution context: {tensorrt_flavour.reason(self._log)}")
         for name, array in given.items():
             self._must(context.set_input_shape(name, array.shape), f"the shape {array.shape} of {name}")
             self._must(context.set_tensor_address(name, device.upload(array)), f"an address for {name}")
@@ -64,7 +64,4 @@ class Opened:
 
     def _must(self, done: bool, what: str) -> None:
         if not done:
-            raise RuntimeError(f"TensorRT refused {what}: {self._said()}")
-
-    def _said(self) -> str:
-        return " ".join(self._log.errors[-1].split())[:300] if self._log.errors else "it gave no reason"
+            raise RuntimeError(f"TensorRT refused {what}: {tensorrt_flavour.reason(self._log)}")

@@ -10,6 +10,7 @@ from typing import Any
 
 from configs.errors import UserError
 from plugins import cache_folder, registration, tensorrt_flavour
+from plugins.tensorrt_flavour import reason
 from serve.buckets import Bucket
 from serve.fitting import Fitted
 from serve.manifest import PLAN, Manifest
@@ -39,7 +40,7 @@ class Plan:
             # said; if it cannot be run all the same, opening it will fail.
             only_the_gpu = diagnostics == int(trt.EngineInvalidityDiagnostics.UNSUPPORTED_CC)
             if validity == trt.EngineValidity.INVALID and not only_the_gpu:
-                said = f"diagnostics {diagnostics:#x}, {_said(self._log)}"
+                said = f"diagnostics {diagnostics:#x}, {reason(self._log)}"
                 raise UserError(f"TensorRT refuses {path} on this machine ({said}); export again here")
         self._cache = None
         name = f"{manifest.files[PLAN].sha256[:32]}-sm_{fitted.gpu.architecture}.cache"
@@ -47,7 +48,7 @@ class Plan:
         with registration.registered(trt, list(manifest.plugins), fitted.kernels):
             self._engine = self._runtime.deserialize_cuda_engine(plan)
             if self._engine is None:
-                raise UserError(f"TensorRT cannot read {path}: {_said(self._log)}; export the engine again")
+                raise UserError(f"TensorRT cannot read {path}: {reason(self._log)}; export the engine again")
             self._expect(trt, manifest)
             config = self._config(trt)
             made = [self._engine.create_execution_context(config) for _ in range(contexts)]
@@ -55,7 +56,7 @@ class Plan:
         self.note = ""
         if None in made:
             self.note = (
-                f"TensorRT made {len(self.contexts)} of {contexts} execution contexts: {_said(self._log)}; "
+                f"TensorRT made {len(self.contexts)} of {contexts} execution contexts: {reason(self._log)}; "
                 "an engine exported with a smaller --max-tokens or --max-batch needs less memory"
             )
         if not self.contexts:
@@ -134,12 +135,7 @@ class Context:
 
     def _must(self, done: bool, what: str) -> None:
         if not done:
-            raise RuntimeError(f"TensorRT refused {what}: {_said(self._log)}")
-
-
-def _said(log: Any) -> str:
-    """TensorRT's latest error."""
-    return " ".join(log.errors[-1].split())[:300] if log.errors else "it gave no reason"
+            raise RuntimeError(f"TensorRT refused {what}: {reason(self._log)}")
 
 
 def _bounds(profile: Any, packed: bool) -> dict[str, list[tuple[int, int]]]:

@@ -201,6 +201,21 @@ def test_every_logger_hears_what_any_of_them_is_told(trt):
     assert early.warnings == late.warnings == ["odd"]
 
 
+def test_what_a_plugin_raised_stands_before_what_tensorrt_says_of_it(trt):
+    log = tensorrt_flavour.logger(trt)
+    assert tensorrt_flavour.reason(log) == "it gave no reason"
+    log.log(trt.ILogger.Severity.ERROR, "broken  twice")
+    assert tensorrt_flavour.reason(log) == "broken twice"
+    with pytest.raises(ValueError), registration._logged("gelu"):
+        raise ValueError("no kernel for it")
+    assert tensorrt_flavour.reason(log) == "plugin gelu: ValueError: no kernel for it"
+    log.log(trt.ILogger.Severity.ERROR, "a callback failed")
+    assert tensorrt_flavour.reason(log) == "plugin gelu: ValueError: no kernel for it; a callback failed"
+    for message in ("another", "and another", "and a third"):
+        log.log(trt.ILogger.Severity.ERROR, message)
+    assert tensorrt_flavour.reason(log) == "and a third"
+
+
 # Measures of right and fast
 
 
