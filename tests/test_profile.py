@@ -138,8 +138,8 @@ def test_a_plugin_with_two_outputs_is_timed_like_any_other(monkeypatch):
     bound.ready[bound.shapes] = lambda *given: called.append(given)
     with recording() as record:
         record.runs.append([])
-        bound.enqueue(None, None, [1, 2, 3, 4, 5], [6, 7], 8, 9)
-    assert called == [(9, [1, 2, 3, 4, 5, 6, 7], 8)]
+        bound.enqueue(None, None, [1, 2, 3, 4, 5], [6, 7], 512, 9)
+    assert called == [(9, [1, 2, 3, 4, 5, 6, 7], 512)]
     ((op, seen, dtype, _),) = record.runs[0]
     assert (op, seen, dtype) == ("skip_layer_norm8", shapes, "float16")
     assert moved(op, seen, dtype) == 8 * 16 * (2 + 2 + 2 + 1) + 16 * 3 * 2
