@@ -70,7 +70,7 @@ test-ray: $(READY)  ## the tests of the server as a Ray application; installs Ra
 	.venv/bin/pip install --no-input --quiet --disable-pip-version-check --require-hashes -r requirements/ray.txt
 	$(RUN) -m pytest tests/test_ray_app.py $(ARGS)
 
-quickstart: $(READY)  ## train, score and answer questions with built-in data (or DATA=...), 5 to 15 minutes on 2 cores
+quickstart: $(READY)  ## train, score and answer questions with built-in data (or DATA=...), 4 to 15 minutes on 2 cores
 	$(RUN) -m scripts.quickstart $(if $(DATA),--data $(DATA)) $(ARGS)
 
 demo: $(READY)  ## a page at PORT (8000) to ask the quickstart's engine; runs the quickstart first where it has not run
