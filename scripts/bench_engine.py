@@ -14,8 +14,6 @@ import csv
 import datetime
 import gc
 import math
-import shutil
-import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,6 +30,7 @@ from model.config import NAMED
 from plugins import tensorrt_flavour
 from plugins.device import Device
 from scripts import bench_engine_torch as peers
+from scripts import nvidia_smi
 from scripts.bench_engine_plans import ALL, ALL8, Encoder, Shape, Variant, worst_error
 from scripts.bench_engine_timer import Entrant, alone, take_turns
 
@@ -43,7 +42,8 @@ PARTS = ("goal", "eight", "plugins", "more")
 TIMING = "2 ms of replays a turn, entrants in random order"
 COLUMNS = (
     "started", "size", "precision", "shape", "variant", "gelu", "p20_ms", "p50_ms", "p80_ms", "alone_ms", "samples",
-    "replays", "spread_percent", "worst_error", "verdict", "timing", "gpu", "driver", "tensorrt", "torch", "date",
+    "replays", "spread_percent", "worst_error", "verdict", "timing",
+    "clock_mhz", "power_w", "gpu", "driver", "tensorrt", "torch", "date",
 )  # fmt: skip
 
 
@@ -139,7 +139,7 @@ class Bench:
         version = f"{config.target} {tensorrt_flavour.version(trt)}"
         self._same = {
             "started": now.isoformat(timespec="seconds"), "precision": config.precision, "timing": TIMING,
-            "gpu": device.name, "driver": f"{driver_version()} (CUDA {device.driver_version})".strip(),
+            "gpu": device.name, "driver": f"{nvidia_smi.driver_version()} (CUDA {device.driver_version})".strip(),
             "tensorrt": f"{version}, parser {config.parser}" if config.parser else version,
             "torch": torch.__version__ if torch else "", "date": now.date().isoformat(),
         }  # fmt: skip
@@ -176,7 +176,8 @@ class Bench:
             entrants.append((rows[-1], entrant))
             print(f"{' '.join(row.values())}: {right}, {time.monotonic() - begin:.1f} s", flush=True)
         try:
-            taken = take_turns([entrant for _, entrant in entrants], self.config.samples)
+            with nvidia_smi.clocks(self.device.bus) as clocks:
+                taken = take_turns([entrant for _, entrant in entrants], self.config.samples)
         except Exception as error:
             taken = []
             for row, _ in entrants:
@@ -185,6 +186,7 @@ class Bench:
             medians = np.median(times, axis=1)
             p20, p50, p80 = np.percentile(times, (20, 50, 80))
             row |= {"p20_ms": f"{p20:.4f}", "p50_ms": f"{p50:.4f}", "p80_ms": f"{p80:.4f}", "samples": times.size}
+            row |= clocks.text()  # of the turns; what follows is alone
             row["alone_ms"] = f"{alone(entrant, p50):.4f}"
             row |= {"replays": replays, "spread_percent": f"{100 * (medians.max() - medians.min()) / p50:.1f}"}
         append(Path(self.config.out), [self._same | row for row in rows])
@@ -226,10 +228,15 @@ def main(config: BenchConfig) -> dict:
 
 
 def checked(config: BenchConfig) -> list[Shape]:
-    """The shapes of the settings. Raises: UsageError for a name or a shape that is none."""
+    """The shapes of the settings. Raises: UsageError for a name or a shape that is none, or for another kind of CSV."""
     for said, known in ((config.sizes, NAMED), (config.parts, PARTS)):
         if wrong := [name for name in said if name not in known]:
             raise UsageError(f"{wrong[0]!r} is not known; there are {', '.join(known)}")
+    if Path(config.out).exists():
+        with open(config.out, encoding="utf-8", errors="replace") as file:
+            head, wanted = file.readline(10_000).strip(), ",".join(COLUMNS)
+        if head != wanted:
+            raise UsageError(f"{config.out} has the columns {head[:200]}, not {wanted}; name another --out")
     shapes = []
     for said in config.shapes:
         batch, _, length = said.partition("x")
@@ -283,15 +290,6 @@ def append(path: Path, rows: list[dict]) -> None:
         if fresh:
             writer.writeheader()
         writer.writerows(rows)
-
-
-def driver_version() -> str:
-    """NVIDIA's driver, as in 580.159.04; "" where nvidia-smi does not tell."""
-    if not shutil.which("nvidia-smi"):
-        return ""
-    asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    said = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=30).stdout
-    return said.split()[0] if said.split() else ""
 
 
 if __name__ == "__main__":

@@ -29,8 +29,7 @@ from configs.errors import UsageError, UserError
 from configs.options import setting
 from plugins import tensorrt_flavour
 from plugins.device import Device
-from scripts import compare_floor
-from scripts.bench_engine import driver_version
+from scripts import compare_floor, nvidia_smi
 from scripts.bench_engine_plans import Shape
 from scripts.bench_engine_timer import Entrant, alone, take_turns
 from scripts.compare_entrants import MODES, OURS, Entrants
@@ -113,7 +112,7 @@ def described(config: CompareConfig, peaks: compare_floor.Peaks, device: Device 
     return {
         "started": now.isoformat(timespec="seconds"), "engine": Path(config.engine).name, "peaks": str(peaks),
         "device": device.name if device else gpu.cpu_name(),
-        "driver": f"{driver_version()} (CUDA {device.driver_version})".strip() if device else "",
+        "driver": f"{nvidia_smi.driver_version()} (CUDA {device.driver_version})".strip() if device else "",
         "date": now.date().isoformat(),
     }  # fmt: skip
 
@@ -173,7 +172,7 @@ def measure(
 
 def timed(ready: list[tuple[dict, Entrant]], samples: int, shape: Shape, gpu: str) -> None:
     """Take turns, and put the figures into the rows."""
-    with compare_floor.clocks(gpu) as clocks:
+    with nvidia_smi.clocks(gpu) as clocks:
         taken = take_turns([entrant for _, entrant in ready], samples)
     for (row, entrant), (times, replays) in zip(ready, taken, strict=True):
         figures = np.percentile(times, (20, 50, 90, 99))

@@ -4,12 +4,8 @@ Both limits are measured in the same run: the rate of one large product (`plugin
 of a copy within memory. It is a floor of kernels that reach those rates all the time, with nothing else to do.
 """
 
-import shutil
-import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,8 +17,6 @@ from plugins.device import Device
 from scripts.bench_engine_plans import Shape
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float8": 1, "int8": 1}
-ASKED = "clocks.sm,power.draw"  # of nvidia-smi
-EVERY_MS = 200
 
 
 @dataclass(frozen=True)
@@ -71,41 +65,3 @@ def of_cpu() -> Peaks:
 
     copied = best(lambda: np.copyto(copy, large))
     return Peaks(2.0 * 1024**3 / best(lambda: np.matmul(a, a, out=b)), float("nan"), 2.0 * large.nbytes / copied)
-
-
-@dataclass
-class Clocks:
-    """What nvidia-smi said every fifth of a second, while something was timed; empty where there is none."""
-
-    mhz: list[float] = field(default_factory=list)
-    watts: list[float] = field(default_factory=list)
-
-    def text(self) -> dict[str, str]:
-        """The CSV's columns: from the least to the most."""
-        return {name: f"{min(seen):.0f}-{max(seen):.0f}" if seen else ""
-                for name, seen in (("clock_mhz", self.mhz), ("power_w", self.watts))}  # fmt: skip
-
-
-@contextmanager
-def clocks(gpu: str = "0") -> Iterator[Clocks]:
-    """Log a GPU's clock and power while the block runs; filled in when it ends. gpu: `Device.bus`, or its number."""
-    found = Clocks()
-    if not shutil.which("nvidia-smi"):
-        yield found
-        return
-    asked = ["nvidia-smi", "-i", gpu, f"--query-gpu={ASKED}", "--format=csv,noheader,nounits", f"--loop-ms={EVERY_MS}"]
-    with subprocess.Popen(asked, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as child:
-        try:
-            yield found
-        finally:
-            child.terminate()
-            said, _ = child.communicate()
-            if not said.strip():  # it kept its lines to itself
-                said = subprocess.run(asked[:-1], capture_output=True, text=True, check=False, timeout=30).stdout
-    for line in said.splitlines():
-        try:
-            mhz, watts = map(float, line.split(","))
-        except ValueError:  # cut off, or "[N/A]"
-            continue
-        found.mhz.append(mhz)
-        found.watts.append(watts)

@@ -2,20 +2,20 @@
 
 import csv
 import importlib.util
-from typing import Any
+from contextlib import nullcontext
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from bench_engine_kit import FakeContext, Gpu, fake_trt
+from bench_engine_kit import Gpu
 from own_process import alone
 
 from configs.errors import UsageError, UserError
 from model.config import BertConfig
 from plugins import tensorrt_flavour
-from scripts import bench_engine, bench_engine_plans, bench_engine_timer
-from scripts.bench_engine_plans import ALL, ALL8, Encoder, Opened, Shape, Variant
+from scripts import bench_engine, bench_engine_plans, bench_engine_timer, nvidia_smi
+from scripts.bench_engine_plans import ALL, ALL8, Encoder, Shape, Variant
 from scripts.bench_engine_timer import Entrant
 
 SIZES = BertConfig(vocabulary=50, hidden=64, layers=2, heads=2, ffn=96, positions=32)
@@ -140,46 +140,6 @@ def test_profiles_reach_from_the_smallest_to_the_largest_shape():
     assert (tuple(padded.batch), padded.length and tuple(padded.length)) == ((1, 32, 32), (128, 384, 384))
 
 
-def test_times_are_those_of_a_replay_whoever_else_takes_turns(monkeypatch):
-    gpu = Gpu()
-    monkeypatch.setattr(bench_engine_timer, "driver", lambda: gpu)
-    costs = [0.25, 3.0]
-    entrants = [Entrant(lambda cost=cost: gpu.spend(cost), 7, np.zeros(0)) for cost in costs]
-    found = bench_engine_timer.take_turns(entrants, 100)
-    assert [replays for _, replays in found] == [8, 1]
-    for (times, _), cost in zip(found, costs, strict=True):
-        assert times.shape == (4, 25)
-        np.testing.assert_allclose(times, cost)
-
-
-def test_alone_is_the_time_of_a_replay_with_nothing_before_it_but_its_own(monkeypatch):
-    gpu = Gpu()
-    monkeypatch.setattr(bench_engine_timer, "driver", lambda: gpu)
-    taken = iter([*[3.0] * 151, *[2.0] * 151])  # one that speeds up: what counts is the second half
-    entrant = Entrant(lambda: gpu.spend(next(taken)), 7, np.zeros(0))
-    assert bench_engine_timer.alone(entrant, once=2.0) == 2.0
-    assert next(taken, None) is None
-
-
-def test_an_output_is_that_of_a_replay_over_poisoned_memory(monkeypatch):
-    gpu = Gpu()
-    context = FakeContext(gpu, "")
-    trt = fake_trt(context)
-    opened: Any = Opened(trt, b"plan", (), None)
-    found = opened.entrant(gpu, {"token_ids": np.zeros((2, 3), np.int32)}, (1, 4), np.float16)
-    assert context.shapes == {"token_ids": (2, 3)}
-    assert found.output[0, :2].tolist() == [2, 2]  # what only the first run has written is gone
-    assert np.isnan(found.output[0, 2:]).all()
-    assert (trt.config.dynamic_shapes_kernel_specialization_strategy, found.stream) == ("eager", 7)
-    for refused, said in (("shape", "the shape"), ("encoded", "an address for encoded"), ("run", "to run")):
-        gpu = Gpu()
-        opened = Opened(fake_trt(FakeContext(gpu, refused)), b"plan", (), None)
-        with pytest.raises(RuntimeError, match=f"TensorRT refused {said}"):
-            opened.entrant(gpu, {"token_ids": np.zeros((2, 3), np.int32)}, (1, 4), np.float16)
-    with pytest.raises(RuntimeError, match="cannot read the plan"):
-        Opened(fake_trt(None), b"plan", (), None)
-
-
 @pytest.fixture
 def bench(monkeypatch, tmp_path):
     """run(config changes, spoil) -> (result, rows, what was opened): plans are not built, ONNX Runtime computes."""
@@ -187,6 +147,8 @@ def bench(monkeypatch, tmp_path):
     monkeypatch.setitem(bench_engine.NAMED, "tiny", SIZES)
     monkeypatch.setattr(bench_engine, "Device", lambda: gpu)
     monkeypatch.setattr(bench_engine_timer, "driver", lambda: gpu)
+    seen = nvidia_smi.Clocks([1980.0, 1500.0], [700.0])
+    monkeypatch.setattr(nvidia_smi, "clocks", {gpu.bus: nullcontext(seen)}.__getitem__)
     monkeypatch.setattr(Encoder, "build", lambda self, trt, variant, shape, arch: ((variant, shape), {}))
     monkeypatch.setattr(Encoder, "kernels", lambda self, variant, arch: None)
     spoiled: dict = {}
@@ -234,6 +196,7 @@ def test_a_run_times_everything_in_order_and_says_how_many_times_faster(bench, c
     assert opened.count(("all plugins, packed", "erf", "None")) == 1  # one plan for all shapes
     assert opened.count(("no plugins, no mask", "erf", "2x16")) == 1
     assert rows[0]["gpu"] == "made up"
+    assert {(row["clock_mhz"], row["power_w"]) for row in rows} == {("1500-1980", "700-700")}
     assert rows[0]["tensorrt"].startswith("tensorrt_rtx 1.")
     printed = capsys.readouterr().out
     assert "without attention, erf" in printed
@@ -286,6 +249,14 @@ def test_a_baseline_slower_than_it_can_be_does_not_count(capsys):
 def test_settings_that_are_none_are_refused(wrong):
     with pytest.raises(UsageError):
         bench_engine.checked(bench_engine.BenchConfig(**wrong))
+
+
+def test_a_file_with_other_columns_is_refused_before_anything_is_timed(bench, tmp_path):
+    out = tmp_path / "engine.csv"
+    out.write_text("started,size,p50_ms\n")
+    said, _, opened = bench(parts=("goal",))
+    assert "engine.csv has the columns started,size,p50_ms" in said
+    assert (opened, out.read_text()) == ([], "started,size,p50_ms\n")
 
 
 @pytest.mark.gpu

@@ -212,18 +212,6 @@ def test_floors_are_those_worked_out_by_hand(size, shape, precision, floor):
     assert PEAKS.floor_ms(NAMED[size], shape, precision) == pytest.approx(floor, rel=0.01)
 
 
-def test_clocks_are_logged_while_something_is_timed(tmp_path, monkeypatch):
-    smi = tmp_path / "nvidia-smi"
-    lines = ('echo "$@" > $(dirname $0)/asked', 'echo "1980, 690.5"', 'echo "1650, 700.1"', 'echo "[N/A], 1"')
-    smi.write_text("\n".join(("#!/bin/sh", *lines, "exec sleep 10\n")))
-    smi.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    with compare_floor.clocks("0000:1b:00.0") as clocks:
-        bench_engine_timer.time.sleep(0.3)
-    assert "-i 0000:1b:00.0 " in (tmp_path / "asked").read_text()
-    assert clocks.text() == {"clock_mhz": "1650-1980", "power_w": "690-700"}
-
-
 def test_the_engine_on_a_cpu_is_the_session_that_serves(engine):
     network = Network.of(manifest.read(engine))
     entrants = compare_entrants.Entrants(network, None, None, 1)
